@@ -1,0 +1,9 @@
+"""《从零开始学扩散模型》的小工具包：每个函数都先在书里讲过，再在这里取用。"""
+
+from .corruption import corrupt
+from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
+from .device import get_device, set_seed
+from .metrics import DigitClassifier, digit_classifier, frechet_distance
+from .models import MODELS_ROOT, load_weights, resolve
+from .training import History, epoch_means, fit
+from .unet import BasicUNet

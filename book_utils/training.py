@@ -1,0 +1,171 @@
+"""训练循环：进度条、断点续训、同一种子在 CPU 与 GPU 上用同一批随机数。"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from .data import random_batches
+
+BatchLoss = Callable[..., torch.Tensor]     # (model, *batch, generator) → 标量损失
+
+
+@dataclass
+class History:
+    """一次训练的记录：每一步的损失，以及训练用去的秒数（含中断前的部分）。"""
+
+    losses: list[float]
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    tensors: tuple[torch.Tensor, ...],
+    batch_loss: BatchLoss,
+    *,
+    n_epochs: int,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_decay: bool = False,
+    ema_decay: float | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    max_steps: int | None = None,
+) -> History:
+    """用 Adam 训练 model，返回每一步的损失与用时。
+
+    参数：
+        model:      要训练的网络，就地更新。
+        tensors:    整个训练集，各张量第一维都是样本数 N，如 (images, labels)。
+        batch_loss: ``batch_loss(model, *batch, generator)`` 返回标量损失；
+                    batch 已在 device 上，generator 是 CPU 随机数生成器。
+        n_epochs:   轮数，正整数。
+        batch_size: 每批样本数；最后一批可以不满。
+        lr:         学习率，正数。
+        lr_decay:   True 时学习率按余弦从 lr 降到 0。
+        ema_decay:  给出时训练结束后用权重的指数滑动平均替换权重，取值 0 到 1。
+        seed:       打乱次序与抽取噪声的种子。
+        device:     计算设备。
+        checkpoint: 断点文件（.safetensors）；已存在则从中断处继续，结果与不中断时相同。
+        checkpoint_every: 每多少步存一次断点。
+        max_steps:  至多走到第几步，用于只想先跑一小段时；学习率仍按 n_epochs 计算。
+    返回：
+        :class:`History`，其中 losses 的长度是已走的步数。
+    异常：
+        ValueError: 参数超出范围，或断点文件不属于这次训练。
+    来源：第 3.4.2 节手写的循环，加上进度条、断点与权重平均。
+    """
+    n_items = len(tensors[0])
+    if any(len(tensor) != n_items for tensor in tensors):
+        raise ValueError(f"各张量的样本数应相同，收到的是 {[len(t) for t in tensors]}。")
+    if n_epochs < 1 or lr <= 0 or (ema_decay is not None and not 0 < ema_decay < 1):
+        raise ValueError(
+            "n_epochs 应是正整数，lr 应大于 0，ema_decay 应在 0 与 1 之间；"
+            f"收到的是 n_epochs={n_epochs}，lr={lr}，ema_decay={ema_decay}。"
+        )
+    model.to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    averaged = None
+    if ema_decay is not None:
+        averaged = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay)
+        )
+    generator = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    seconds = 0.0
+    order = torch.empty(0, dtype=torch.long)        # 本轮的打乱次序
+
+    if checkpoint is not None and Path(checkpoint).exists():
+        losses, order, seconds = _load_checkpoint(Path(checkpoint), model, optimizer, averaged, generator)
+
+    steps_per_epoch = math.ceil(n_items / batch_size)
+    n_steps = n_epochs * steps_per_epoch
+    stop = n_steps if max_steps is None else min(max_steps, n_steps)
+    started = time.perf_counter() - seconds
+    with tqdm(total=stop, initial=len(losses), desc="训练", unit="步", mininterval=1) as progress:
+        while len(losses) < stop:
+            step = len(losses)
+            position = step % steps_per_epoch
+            if position == 0:
+                order = torch.cat(random_batches(n_items, batch_size, generator))
+            indices = order[position * batch_size : (position + 1) * batch_size]
+            if lr_decay:
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+            loss = batch_loss(model, *(tensor[indices].to(device) for tensor in tensors), generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+            losses.append(loss.item())
+
+            progress.update()
+            progress.set_postfix(loss=f"{losses[-1]:.4f}")
+            if checkpoint is not None and len(losses) % checkpoint_every == 0:
+                _save_checkpoint(
+                    Path(checkpoint), model, optimizer, averaged, generator,
+                    losses, order, time.perf_counter() - started,
+                )
+
+    if averaged is not None and len(losses) == n_steps:
+        model.load_state_dict(averaged.module.state_dict())
+    model.eval()
+    return History(losses, time.perf_counter() - started)
+
+
+def epoch_means(losses: list[float], steps_per_epoch: int) -> list[float]:
+    """把逐步的损失按轮求平均；最后不满一轮的部分不算。
+
+    来源：第 3.4.2 节。
+    """
+    means = torch.tensor(losses)[: len(losses) // steps_per_epoch * steps_per_epoch]
+    return means.view(-1, steps_per_epoch).mean(dim=1).tolist()
+
+
+def _save_checkpoint(path, model, optimizer, averaged, generator, losses, order, seconds):
+    """把续训所需的一切写进一个 safetensors 文件；先写临时文件再改名，不会留下半个断点。"""
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    if averaged is not None:
+        state |= {f"averaged.{key}": value for key, value in averaged.state_dict().items()}
+    state["generator"] = generator.get_state()
+    state["losses"] = torch.tensor(losses, dtype=torch.float64)
+    state["order"] = order
+    state["seconds"] = torch.tensor(seconds, dtype=torch.float64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _load_checkpoint(path, model, optimizer, averaged, generator):
+    """读回断点，返回 (losses, order, seconds)；其余状态就地恢复。"""
+    state = load_file(path)
+
+    def part(prefix):
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    try:
+        model.load_state_dict(part("model."))
+        if averaged is not None:
+            averaged.load_state_dict(part("averaged."))
+    except RuntimeError as error:
+        raise ValueError(f"断点 {path} 不属于这次训练（网络不同）：{error}。删去它可从头训练。") from error
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in part("optimizer.").items():
+        index, slot = key.split(".")
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    generator.set_state(state["generator"])
+    return state["losses"].tolist(), state["order"], state["seconds"].item()

@@ -1,0 +1,68 @@
+"""各配方共用的部分：命令行选项，以及写出模型文件夹。"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from book_utils import get_device  # noqa: E402  先把仓库加入路径
+from book_utils.models import CHECKSUMS, MODELS_ROOT  # noqa: E402
+
+
+def parser(description: str, name: str) -> argparse.ArgumentParser:
+    """返回带有共同选项的命令行解析器；name 是 models/ 下的文件夹名。"""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--output", type=Path, default=MODELS_ROOT / name, help="写到哪个文件夹")
+    options.add_argument(
+        "--checkpoint", type=Path, default=ROOT / ".work" / f"{name}.safetensors",
+        help="断点文件，中断后再运行即从此继续",
+    )
+    options.add_argument("--max-steps", type=int, default=None, help="只走这么多步就停（不写模型）")
+    options.add_argument("--device", default=str(get_device()), help="计算设备，默认自动选择")
+    return options
+
+
+def machine(device: str) -> str:
+    """一句话描述训练所用的机器。"""
+    if device.startswith("cuda"):
+        return f"GPU {torch.cuda.get_device_name()}，PyTorch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"CPU {name}，{torch.get_num_threads()} 线程，PyTorch {torch.__version__}"
+
+
+def save_model(folder: Path, save_weights, history, device: str, command: str) -> None:
+    """写出模型文件夹：权重与配置、SHA256SUMS、训练记录 training.json。
+
+    参数：
+        folder: 目标文件夹。
+        save_weights: ``save_weights(folder)`` 把权重与配置写进 folder。
+        history: :class:`book_utils.History`。
+        device: 训练所用设备。
+        command: 从头得到这个模型的命令。
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder)
+    notes = {"README.md", "training.json", "evaluation.json", CHECKSUMS}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in notes)
+    (folder / CHECKSUMS).write_text("".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files
+    ))
+    (folder / "training.json").write_text(json.dumps({
+        "command": command,
+        "steps": len(history.losses),
+        "seconds": round(history.seconds),
+        "machine": machine(device),
+        "losses": [round(loss, 6) for loss in history.losses],
+    }, ensure_ascii=False))
+    print(f"已写出 {folder}（{sum(path.stat().st_size for path in files) / 1e6:.1f} MB）")

@@ -1,0 +1,66 @@
+"""配方：mnist-ddpm，按 DDPM 的退化过程预测噪声；可去掉时间步作对照（第 3.7 节）。
+
+用法：python recipes/mnist_ddpm.py                       → models/mnist-ddpm
+      python recipes/mnist_ddpm.py --without-timesteps   → models/mnist-ddpm-no-timestep
+"""
+
+import argparse
+
+import torch
+from common import parser, save_model
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch.nn import functional as F
+
+from book_utils import fit, mnist_tensors, set_seed
+
+noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
+
+
+def build_model() -> UNet2DModel:
+    """比第 3.5.3 节更窄更浅的 UNet2DModel，686,769 个参数；只在最低分辨率上用注意力。"""
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+
+
+def batch_loss(model, images, generator, with_timesteps=True):
+    x0 = images * 2 - 1                                                  # (0, 1) → (−1, 1)
+    timesteps = torch.randint(1000, (len(x0),), generator=generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    noisy = noise_scheduler.add_noise(x0, noise, timesteps)
+    prediction = model(noisy, timesteps if with_timesteps else 0).sample
+    return F.mse_loss(prediction, noise)
+
+
+def main():
+    # 先看有没有 --without-timesteps：它决定模型的名字，从而决定默认的输出位置
+    variant = argparse.ArgumentParser(add_help=False)
+    variant.add_argument("--without-timesteps", action="store_true")
+    without, rest = variant.parse_known_args()
+    without = without.without_timesteps
+    name = "mnist-ddpm-no-timestep" if without else "mnist-ddpm"
+    options = parser(__doc__.splitlines()[0], name).parse_args(rest)
+
+    set_seed(0)
+    model = build_model()
+    history = fit(
+        model, mnist_tensors(train=True)[:1],
+        lambda *batch: batch_loss(*batch, with_timesteps=not without),
+        n_epochs=5, lr=2e-3, lr_decay=True, ema_decay=0.995,
+        device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
+    )
+    if options.max_steps is None:
+        pipeline = DDPMPipeline(unet=model.cpu().half(), scheduler=noise_scheduler)
+        command = "python recipes/mnist_ddpm.py" + (" --without-timesteps" if without else "")
+        save_model(options.output, pipeline.save_pretrained, history, options.device, command)
+
+
+if __name__ == "__main__":
+    main()
