@@ -7,10 +7,10 @@ from .models import load_weights, resolve
 
 
 class DigitClassifier(nn.Module):
-    """小型卷积分类器：既认数字，又给出 64 维特征。
+    """小型卷积分类器：十个数字之外还有第 11 类“不是数字”，并给出 64 维特征。
 
-    输入 (B, 1, 28, 28)，取值 0 到 1；输出 (B, 10) 的对数几率。
-    来源：第 3.7.2 节；配方见 recipes/mnist_classifier.py。
+    输入 (B, 1, 28, 28)，取值 0 到 1；输出 (B, 11) 的对数几率，第 10 列是“不是数字”。
+    来源：第 3.5.1 节；配方见 recipes/mnist_classifier.py。
     """
 
     def __init__(self):
@@ -19,9 +19,9 @@ class DigitClassifier(nn.Module):
             nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Flatten(), nn.Linear(64 * 7 * 7, 64), nn.ReLU(),
         )
-        self.head = nn.Linear(64, 10)
+        self.head = nn.Linear(64, 11)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, 28, 28) → (B, 64)。"""
@@ -55,8 +55,8 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
             f"两组特征的形状应是 (N, D)、D 相同且 N ≥ 2，收到的是 {tuple(a.shape)} 和 {tuple(b.shape)}。"
         )
     a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    cov_a, cov_b = (torch.atleast_2d(torch.cov(features.T)) for features in (a, b))
     # Σ_a Σ_b 的特征值都非负，平方根之和就是 tr (Σ_a Σ_b)^{1/2}
     eigenvalues = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0)
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace()
-    return max(0.0, (distance - 2 * eigenvalues.sqrt().sum()).item())
+    spread = cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum()
+    return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + spread).item())

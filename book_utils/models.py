@@ -15,9 +15,10 @@ CHECKSUMS = "SHA256SUMS"        # 与 sha256sum 命令同一格式，可用 sha2
 def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_ROOT) -> str:
     """返回模型的位置，可直接交给 ``from_pretrained``。
 
-    默认返回随书小模型的文件夹，并核对权重的 SHA-256；
+    默认返回随书小模型的文件夹，并核对其中文件的 SHA-256；
     环境变量 ``BOOK_MODE=hub`` 时返回 Hub 上的模型编号 ``hub``
     （下载由 diffusers 完成，遵从 ``HF_ENDPOINT`` 指定的镜像）。
+    没有 Hub 版本的模型（hub 为 None）在两种模式下都用随书版本。
 
     参数：
         name: 随书模型的名字，即 ``models`` 下的文件夹名。
@@ -26,18 +27,15 @@ def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_
     返回：
         文件夹路径，或 Hub 编号。
     异常：
-        ValueError: BOOK_MODE 取值不对、该模型没有 Hub 版本，或文件已损坏。
+        ValueError: BOOK_MODE 取值不对，或文件已损坏。
         FileNotFoundError: 没有这个模型，或缺少其中的文件。
+        ConnectionError: BOOK_MODE=hub，但连不上 Hub 或镜像。
     来源：第 3.4.2 节。
     """
     mode = os.environ.get("BOOK_MODE", "embedded")
     if mode not in ("embedded", "hub"):
         raise ValueError(f"环境变量 BOOK_MODE 应是 embedded 或 hub，收到的是 {mode!r}。")
-    if mode == "hub":
-        if hub is None:
-            raise ValueError(
-                f"模型 {name!r} 只有随书版本，没有 Hub 版本。请去掉环境变量 BOOK_MODE=hub 再运行。"
-            )
+    if mode == "hub" and hub is not None:
         _require_hub()
         return hub
 
