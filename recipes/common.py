@@ -53,7 +53,7 @@ def save_model(folder: Path, save_weights, history, device: str, command: str) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder)
-    notes = {"README.md", "training.json", "evaluation.json", CHECKSUMS}
+    notes = {"README.md", "training.json", "evaluation.json", "without_timesteps.json", CHECKSUMS}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in notes)
     (folder / CHECKSUMS).write_text("".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files

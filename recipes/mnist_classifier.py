@@ -1,17 +1,44 @@
-"""配方：数字分类器 mnist-classifier，用来给生成的数字打分（第 3.7.2 节）。
+"""配方：数字分类器 mnist-classifier，用来给生成的数字打分（第 3.5.1 节）。
+
+除了十个数字，它还要认出“不是数字”的图像：噪声、许多数字的平均。
+否则它对噪声和灰影也会很有把握地报出一个数字，分数就失去了意义。
 
 用法：python recipes/mnist_classifier.py
 """
 
+import torch
 from common import parser, save_model
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from book_utils import DigitClassifier, fit, mnist_tensors, set_seed
+from book_utils import DigitClassifier, corrupt, fit, mnist_tensors, set_seed
+
+NOT_A_DIGIT = 10
+
+
+def make_negatives(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """由一批数字 (B, 1, 28, 28) 造出“不是数字”的图像，两种各 B//8 张。"""
+    count = len(images) // 8
+    # 几乎只剩噪声的数字
+    amount = 0.85 + 0.15 * torch.rand(count, generator=generator).to(images.device)
+    noise = corrupt(images[:count], amount, generator)
+    # 十张不同数字的平均：就像噪声很大时网络给出的灰影
+    picks = torch.randint(len(images), (count, 10), generator=generator)
+    return torch.cat([noise, images[picks].mean(dim=1)])
 
 
 def batch_loss(model, images, labels, generator):
-    return F.cross_entropy(model(images), labels)
+    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    images = torch.roll(images, shift, dims=(2, 3))          # 平移两个像素以内，数字还是那个数字
+    negatives = make_negatives(images, generator)
+    # 真数字有时淡一些：生成的数字笔画深浅不一，不该因此就不算数字
+    faded = 0.5 + 0.5 * torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
+    images = images * faded
+    labels = torch.cat([labels, torch.full((len(negatives),), NOT_A_DIGIT, device=labels.device)])
+    # 都加一点噪声：否则它只看背景是不是纯白，就能分辨真数字与“不是数字”
+    mixed = torch.cat([images, negatives])
+    amount = 0.2 * torch.rand(len(mixed), generator=generator).to(images.device)
+    return F.cross_entropy(model(corrupt(mixed, amount, generator)), labels)
 
 
 def main():
@@ -19,7 +46,7 @@ def main():
     set_seed(0)
     model = DigitClassifier()
     history = fit(
-        model, mnist_tensors(train=True), batch_loss, n_epochs=4, lr=2e-3, lr_decay=True,
+        model, mnist_tensors(train=True), batch_loss, n_epochs=3, lr=2e-3, lr_decay=True,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:

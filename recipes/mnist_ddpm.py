@@ -1,10 +1,10 @@
 """配方：mnist-ddpm，按 DDPM 的退化过程预测噪声；可去掉时间步作对照（第 3.7 节）。
 
-用法：python recipes/mnist_ddpm.py                       → models/mnist-ddpm
-      python recipes/mnist_ddpm.py --without-timesteps   → models/mnist-ddpm-no-timestep
+用法：python recipes/mnist_ddpm.py
+      python recipes/mnist_ddpm.py --without-timesteps   对照：损失记在 without_timesteps.json
 """
 
-import argparse
+import json
 
 import torch
 from common import parser, save_model
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from book_utils import fit, mnist_tensors, set_seed
 
+STEPS_PER_EPOCH = 469
 noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
 
 
@@ -40,26 +41,31 @@ def batch_loss(model, images, generator, with_timesteps=True):
 
 
 def main():
-    # 先看有没有 --without-timesteps：它决定模型的名字，从而决定默认的输出位置
-    variant = argparse.ArgumentParser(add_help=False)
-    variant.add_argument("--without-timesteps", action="store_true")
-    without, rest = variant.parse_known_args()
-    without = without.without_timesteps
-    name = "mnist-ddpm-no-timestep" if without else "mnist-ddpm"
-    options = parser(__doc__.splitlines()[0], name).parse_args(rest)
+    options = parser(__doc__.splitlines()[0], "mnist-ddpm")
+    options.add_argument(
+        "--without-timesteps", action="store_true", help="对照：时间步恒为 0，只走第一轮，只记下损失"
+    )
+    options = options.parse_args()
+    if options.without_timesteps:
+        options.checkpoint = options.checkpoint.with_stem(options.checkpoint.stem + "-without-timesteps")
+        options.max_steps = min(options.max_steps or STEPS_PER_EPOCH, STEPS_PER_EPOCH)
 
     set_seed(0)
     model = build_model()
     history = fit(
         model, mnist_tensors(train=True)[:1],
-        lambda *batch: batch_loss(*batch, with_timesteps=not without),
+        lambda *batch: batch_loss(*batch, with_timesteps=not options.without_timesteps),
         n_epochs=5, lr=2e-3, lr_decay=True, ema_decay=0.995,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
-    if options.max_steps is None:
+    if options.without_timesteps:
+        losses = [round(loss, 6) for loss in history.losses]
+        (options.output / "without_timesteps.json").write_text(json.dumps({"losses": losses}))
+    elif options.max_steps is None:
         pipeline = DDPMPipeline(unet=model.cpu().half(), scheduler=noise_scheduler)
-        command = "python recipes/mnist_ddpm.py" + (" --without-timesteps" if without else "")
-        save_model(options.output, pipeline.save_pretrained, history, options.device, command)
+        save_model(
+            options.output, pipeline.save_pretrained, history, options.device, "python recipes/mnist_ddpm.py"
+        )
 
 
 if __name__ == "__main__":

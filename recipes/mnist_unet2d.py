@@ -35,7 +35,7 @@ def main():
     set_seed(0)
     model = build_model()
     history = fit(
-        model, mnist_tensors(train=True)[:1], batch_loss, n_epochs=3,
+        model, mnist_tensors(train=True)[:1], batch_loss, n_epochs=3, micro_batch=32,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:

@@ -1,0 +1,260 @@
+"""测量随书模型，把结果写进 models/<名字>/evaluation.json 与模型卡 README.md。
+
+用法：python recipes/evaluate.py [名字 …]        不给名字则测量全部
+每个数都由固定的种子算出，测试图像与种子都不曾用于训练。
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from common import MODELS_ROOT, machine
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from book_utils import (
+    BasicUNet,
+    corrupt,
+    digit_classifier,
+    epoch_means,
+    frechet_distance,
+    get_device,
+    load_weights,
+    mnist_tensors,
+    resolve,
+)
+from book_utils.models import CHECKSUMS
+
+DEVICE = get_device()
+SEED = 20_000           # 训练用的种子都在 100 以内
+BATCH = 100
+DOCUMENT_LOSSES = {     # 本书所依据的文档给出的每轮平均损失，以及允许的相对误差
+    "mnist-basic-unet": ([0.026736, 0.020692, 0.018887], 0.05),
+    "mnist-unet2d": ([0.018925, 0.012785, 0.011694], 0.10),
+}
+
+
+@torch.no_grad()
+def judge(images: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """返回（认得出的比例，64 维特征）：分类器有九成以上把握是某个数字，就算认得出。images 取值 0 到 1。"""
+    classifier = digit_classifier().to(DEVICE)
+    features = torch.cat([classifier.features(part.to(DEVICE)) for part in images.clamp(0, 1).split(500)])
+    confidence = classifier.head(features).softmax(dim=1)[:, :10].max(dim=1).values
+    return (confidence > 0.9).float().mean().item(), features.cpu()
+
+
+def evaluate_classifier(name: str) -> dict:
+    images, labels = mnist_tensors(train=False)
+    classifier = digit_classifier().to(DEVICE)
+    with torch.no_grad():
+        predictions = torch.cat([classifier(part.to(DEVICE)).argmax(dim=1).cpu() for part in images.split(500)])
+    generator = torch.Generator().manual_seed(SEED)
+    averages = images[torch.randint(len(images), (1000, 10), generator=generator)].mean(dim=1)
+    return {
+        "test_accuracy": (predictions == labels).float().mean().item(),
+        "recognized_test_images": judge(images)[0],
+        "recognized_uniform_noise": judge(torch.rand(1000, 1, 28, 28, generator=generator))[0],
+        "recognized_averages": judge(averages)[0],
+    }
+
+
+@torch.no_grad()
+def evaluate_clean_image_model(name: str) -> dict:
+    """预测原图的两个网络：三轮损失与文档相比，测试损失，40 步采样的质量。"""
+    folder = Path(resolve(name))
+    if name == "mnist-basic-unet":
+        predict = load_weights(BasicUNet(), folder).to(DEVICE, memory_format=torch.channels_last)
+    else:
+        model = UNet2DModel.from_pretrained(folder).to(DEVICE).eval()
+
+        def predict(x):
+            return model(x, 0).sample
+
+    training = json.loads((folder / "training.json").read_text())
+    ours = epoch_means(training["losses"], steps_per_epoch=469)
+    theirs, tolerance = DOCUMENT_LOSSES[name]
+
+    generator = torch.Generator().manual_seed(SEED)
+    test_images, _ = mnist_tensors(train=False)
+    errors = []
+    for batch in tqdm(test_images.split(500), desc=f"{name}：测试损失"):
+        amount = torch.rand(len(batch), generator=generator)
+        prediction = predict(corrupt(batch, amount, generator).to(DEVICE)).cpu()
+        errors.append(F.mse_loss(prediction, batch))
+
+    x = torch.rand(500, 1, 28, 28, generator=generator)
+    samples = []
+    for part in tqdm(x.split(BATCH), desc=f"{name}：40 步采样"):
+        part = part.to(DEVICE)
+        for i in range(40):
+            part = part + (predict(part) - part) / (40 - i)
+        samples.append(part.cpu())
+    rate, features = judge(torch.cat(samples))
+    return {
+        "epoch_losses": ours,
+        "document_losses": theirs,
+        "relative_difference": [a / b - 1 for a, b in zip(ours, theirs, strict=True)],
+        "tolerance": tolerance,
+        "test_loss": torch.stack(errors).mean().item(),
+        "n_samples": 500,
+        "recognized": rate,
+        "distance": frechet_distance(features, judge(test_images[:500])[1]),
+    }
+
+
+def samplers(config) -> dict:
+    """第 3.7.2 节比较的四种采样方法：名字 →（调度器，step 的选项）。"""
+    options = {"timestep_spacing": "trailing"}
+    return {
+        "DDPM": (DDPMScheduler.from_config(config, **options), {}),
+        "DDIM（η = 0）": (DDIMScheduler.from_config(config, **options), {"eta": 0.0}),
+        "DDIM（η = 1）": (DDIMScheduler.from_config(config, **options), {"eta": 1.0}),
+        "DPM-Solver++": (DPMSolverMultistepScheduler.from_config(config, **options), {}),
+    }
+
+
+@torch.no_grad()
+def draw(unet, scheduler, n_steps: int, n_samples: int, **options) -> torch.Tensor:
+    """生成 n_samples 张图像，取值 0 到 1。"""
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(n_samples, 1, 28, 28, generator=generator)
+    done = []
+    for x in noise.split(BATCH):
+        scheduler.set_timesteps(n_steps)
+        x = x.to(DEVICE)
+        for t in scheduler.timesteps:
+            prediction = unet(x, t).sample
+            x = scheduler.step(prediction, t, x, generator=generator, **options).prev_sample
+        done.append(x.cpu())
+    return (torch.cat(done) / 2 + 0.5).clamp(0, 1)
+
+
+def evaluate_ddpm(name: str, n_samples: int = 300) -> dict:
+    pipeline = DDPMPipeline.from_pretrained(resolve(name))
+    unet = pipeline.unet.to(DEVICE).eval()
+    test_images, _ = mnist_tensors(train=False)
+    real_rate, real_features = judge(test_images[:n_samples])
+    other_features = judge(test_images[n_samples : 2 * n_samples])[1]
+
+    choices = samplers(pipeline.scheduler.config)
+    steps = (5, 10, 20, 50)
+    table: dict[str, dict] = {method: {} for method in choices}
+    with tqdm(total=len(choices) * sum(steps), desc=f"{name}：采样", unit="步") as progress:
+        for method, (scheduler, options) in choices.items():
+            for n_steps in steps:
+                images = draw(unet, scheduler, n_steps, n_samples, **options)
+                rate, features = judge(images)
+                table[method][str(n_steps)] = {
+                    "recognized": rate,
+                    "distance": frechet_distance(features, real_features),
+                }
+                progress.update(n_steps)
+    return {
+        "n_samples": n_samples,
+        "real_recognized": real_rate,
+        "real_distance": frechet_distance(real_features, other_features),
+        "samplers": table,
+    }
+
+
+EVALUATIONS = {
+    "mnist-classifier": evaluate_classifier,
+    "mnist-basic-unet": evaluate_clean_image_model,
+    "mnist-unet2d": evaluate_clean_image_model,
+    "mnist-ddpm": evaluate_ddpm,
+}
+PURPOSES = {
+    "mnist-classifier": "数字分类器，给生成的数字打分（第 3.5.1、3.7.2 节）",
+    "mnist-basic-unet": "最小 UNet，由退化的数字预测原图（第 3.4 节）",
+    "mnist-unet2d": "diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）",
+    "mnist-ddpm": "DDPM 管线：按高斯退化过程预测噪声（第 3.7 节）",
+}
+
+
+def quality_lines(result: dict) -> list[str]:
+    """把测量结果写成模型卡里的几行。"""
+    lines = []
+    if "test_accuracy" in result:
+        lines += [
+            f"- 测试集正确率：{result['test_accuracy']:.2%}（要求不低于 99%）",
+            f"- 九成以上把握是数字的比例：测试图像 {result['recognized_test_images']:.1%}，"
+            f"均匀噪声 {result['recognized_uniform_noise']:.1%}，十张数字的平均 {result['recognized_averages']:.1%}",
+        ]
+    if "epoch_losses" in result:
+        lines += ["| 轮 | 本书的平均损失 | 文档的平均损失 | 相差 |", "|---|---|---|---|"]
+        rows = zip(result["epoch_losses"], result["document_losses"], result["relative_difference"], strict=True)
+        lines += [f"| {i} | {a:.6f} | {b:.6f} | {d:+.1%} |" for i, (a, b, d) in enumerate(rows, start=1)]
+        lines += [
+            "",
+            f"允许相差 {result['tolerance']:.0%}。测试集损失 {result['test_loss']:.6f}。",
+            f"40 步采样 {result['n_samples']} 张：{result['recognized']:.1%} 认得出，"
+            f"与测试图像的 Fréchet 距离 {result['distance']:.1f}。",
+        ]
+    if "samplers" in result:
+        steps = list(next(iter(result["samplers"].values())))
+        lines += [
+            f"每格 {result['n_samples']} 张：认得出的比例 / 与测试图像的 Fréchet 距离。"
+            f"真图：{result['real_recognized']:.1%} / {result['real_distance']:.2f}（两批测试图像之间）。",
+            "",
+            "| 方法 | " + " | ".join(f"{n} 步" for n in steps) + " |",
+            "|---|" + "---|" * len(steps),
+        ]
+        for method, row in result["samplers"].items():
+            cells = (f"{cell['recognized']:.1%} / {cell['distance']:.1f}" for cell in row.values())
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def write_card(name: str, result: dict) -> None:
+    """写模型卡 README.md。"""
+    folder = MODELS_ROOT / name
+    training = json.loads((folder / "training.json").read_text())
+    card = [
+        f"# {name}",
+        "",
+        PURPOSES[name] + "。",
+        "",
+        "- 数据：MNIST 训练集 60,000 张（`data/MNIST`）",
+        f"- 配方：`{training['command']}`",
+        f"- 训练：{training['steps']:,} 步，{training['seconds'] / 60:.0f} 分钟，{training['machine']}",
+        "- 存盘精度：半精度，safetensors；装入后转成单精度",
+        "- 许可：与本书相同；训练数据的许可见 `data/MNIST/README.md`",
+        "",
+        "## 测量",
+        "",
+        f"`python recipes/evaluate.py {name}`（{result['machine']}）：",
+        "",
+        *quality_lines(result),
+        "",
+        "## 校验和（SHA-256）",
+        "",
+        "```",
+        (folder / CHECKSUMS).read_text().rstrip(),
+        "```",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(card))
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("names", nargs="*", choices=[[], *EVALUATIONS], metavar="名字")
+    for name in options.parse_args().names or EVALUATIONS:
+        started = time.perf_counter()
+        result = EVALUATIONS[name](name) | {"machine": machine(str(DEVICE))}
+        (MODELS_ROOT / name / "evaluation.json").write_text(json.dumps(result, ensure_ascii=False, indent=1))
+        write_card(name, result)
+        print(f"{name}（{time.perf_counter() - started:.0f} 秒）", *quality_lines(result), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
