@@ -51,7 +51,8 @@ _build/.pages: $(wildcard _ext/*.py)
 
 $(BUILT): $(SOURCES) _build/.code _build/.pages
 	@rm -f $@
-	.venv/bin/jupyter-book build -W --keep-going .
+	@# 有警告时 Sphinx 只报一次，所以出错后丢掉它的记录，免得再运行一遍就“通过”
+	.venv/bin/jupyter-book build -W --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@touch $@
 
 test: book ## 运行全部测试（先建网站）

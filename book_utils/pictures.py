@@ -25,8 +25,7 @@ def use_book_style() -> None:
         "font.family": FONT,
         "axes.unicode_minus": False,            # 用 ASCII 减号，避免缺字
         "figure.figsize": (7, 3),
-        "figure.dpi": 110,
-        "figure.constrained_layout.use": True,
+        "figure.dpi": 96,
         "axes.grid": True,
         "grid.alpha": 0.3,
     })
@@ -76,15 +75,21 @@ def show_rows(
         matplotlib 的 Figure。
     来源：第 3.3 节。
     """
-    pictures = {title: grid_image(images, nrow, value_range) for title, images in rows.items()}
-    heights = [picture.height / picture.width for picture in pictures.values()]
-    figure, axes = plt.subplots(
-        len(rows), 1, figsize=(7, sum(7 * height + 0.35 for height in heights)),
-        height_ratios=heights, squeeze=False,
-    )
-    for axis, (title, picture) in zip(axes[:, 0], pictures.items(), strict=True):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
+    pictures = [grid_image(images, nrow, value_range) for images in rows.values()]
+    # 每个像素放大整数倍：看得清，PNG 也小得多
+    scale = max(1, round(760 / max(picture.width for picture in pictures)))
+    title_height = 24
+    width = max(picture.width for picture in pictures) * scale
+    height = sum(picture.height * scale + title_height for picture in pictures)
+    dpi = plt.rcParams["figure.dpi"]
+    figure = plt.figure(figsize=(width / dpi, height / dpi))
+    top = height
+    for title, picture in zip(rows, pictures, strict=True):
+        figure.text(0.5, (top - title_height / 2) / height, title, ha="center", va="center", fontsize=10)
+        top -= title_height + picture.height * scale
+        size = (picture.width * scale / width, picture.height * scale / height)
+        axis = figure.add_axes([0, top / height, *size])
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         axis.set_axis_off()
     return figure
 

@@ -68,7 +68,7 @@ def evaluate_classifier(name: str) -> dict:
 
 
 @torch.no_grad()
-def evaluate_clean_image_model(name: str) -> dict:
+def evaluate_clean_image_model(name: str, n_samples: int = 300) -> dict:
     """预测原图的两个网络：三轮损失与文档相比，测试损失，40 步采样的质量。"""
     folder = Path(resolve(name))
     if name == "mnist-basic-unet":
@@ -91,7 +91,7 @@ def evaluate_clean_image_model(name: str) -> dict:
         prediction = predict(corrupt(batch, amount, generator).to(DEVICE)).cpu()
         errors.append(F.mse_loss(prediction, batch))
 
-    x = torch.rand(500, 1, 28, 28, generator=generator)
+    x = torch.rand(n_samples, 1, 28, 28, generator=generator)
     samples = []
     for part in tqdm(x.split(BATCH), desc=f"{name}：40 步采样"):
         part = part.to(DEVICE)
@@ -105,9 +105,9 @@ def evaluate_clean_image_model(name: str) -> dict:
         "relative_difference": [a / b - 1 for a, b in zip(ours, theirs, strict=True)],
         "tolerance": tolerance,
         "test_loss": torch.stack(errors).mean().item(),
-        "n_samples": 500,
+        "n_samples": n_samples,
         "recognized": rate,
-        "distance": frechet_distance(features, judge(test_images[:500])[1]),
+        "distance": frechet_distance(features, judge(test_images[:n_samples])[1]),
     }
 
 

@@ -90,5 +90,7 @@ def visit(browser: Browser, site: str, name: str, width: int = 1280) -> Iterator
     page.goto(site + name, wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
     page.wait_for_load_state("networkidle")
-    yield record
-    context.close()
+    try:
+        yield record
+    finally:
+        context.close()

@@ -120,7 +120,7 @@ def run_nbval(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "nbval_lenient", "-p", "no:cacheprovider", "-q", "--color=no",
          "--nbval", "--nbval-current-env", f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval-sanitize.cfg'}",
-         f"--nbval-cell-timeout={notebooks.CELL_SECONDS}", "--rootdir=.", *sorted(p.name for p in folder.glob("*.ipynb"))],
+         f"--nbval-cell-timeout={notebooks.CELL_SECONDS}", "--nbval-kernel-startup-timeout=300", "--rootdir=.", *sorted(p.name for p in folder.glob("*.ipynb"))],
         cwd=folder, env=offline_environment(), capture_output=True, text=True,
     )
 
@@ -205,7 +205,7 @@ def run_in_empty_folder(tmp_path: Path, monkeypatch, cells: list, remote: str) -
     monkeypatch.setenv("GIT_CONFIG_VALUE_1", "*")
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(
-        notebook, timeout=120, kernel_name="bare", resources={"metadata": {"path": str(work)}}
+        notebook, timeout=300, kernel_name="bare", resources={"metadata": {"path": str(work)}}
     ).execute()
     return notebook
 
