@@ -282,6 +282,21 @@ def test_interrupted_training_ends_the_same(tmp_path, options, stop):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_micro_batches_accumulate_to_the_same_gradient():
+    def clean_loss(model, x, generator):
+        return (model(x) - 3 * x).square().mean()
+
+    x = torch.linspace(-1, 1, 100).view(-1, 1)
+    results = []
+    for micro_batch in (None, 5, 16):
+        book_utils.set_seed(0)
+        results.append(fit(Line(), (x,), clean_loss, n_epochs=3, batch_size=16, micro_batch=micro_batch).losses)
+    for losses in results[1:]:
+        assert losses == pytest.approx(results[0], rel=1e-4)
+    with pytest.raises(ValueError, match="micro_batch 应是正整数，收到的是 0"):
+        fit(Line(), (x,), clean_loss, n_epochs=1, micro_batch=0)
+
+
 def test_checkpoint_of_another_network(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     train_line(checkpoint=checkpoint, checkpoint_every=1, max_steps=2)
