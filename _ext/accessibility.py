@@ -1,6 +1,6 @@
 """无障碍：主题和 docutils 写出的页面里，读屏软件会读错或跳过的几处。
 
-tests/test_accessibility.py 用 axe-core 检查每一页；颜色在 _static/contrast.css，键盘滚动在 _static/accessibility.js。
+tests/test_accessibility.py 用 axe-core 检查每一页；用键盘滚动宽公式的脚本在 _static/accessibility.js。
 """
 
 import re

@@ -65,7 +65,7 @@ def test_page_is_accessible(name, theme, device, site, browser):
 @pytest.mark.parametrize("theme", THEMES)
 def test_dialogs_are_accessible(theme, device, site, browser):
     """搜索框、下拉菜单，以及手机上的目录：打开了再查。"""
-    with visit(browser, site, "chapters/03-from-scratch.html", width=WIDTHS[device], theme=theme) as opened:
+    with visit(browser, site, "index.html", width=WIDTHS[device], theme=theme) as opened:
         page = opened.page
         bad = []
         for button in page.locator(".article-header-buttons .dropdown-toggle").all():
