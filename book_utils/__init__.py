@@ -13,7 +13,14 @@ from .butterflies import (
 from .corruption import corrupt
 from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
 from .device import get_device, set_seed
-from .metrics import DigitClassifier, digit_classifier, frechet_distance
+from .metrics import (
+    ButterflyJudge,
+    DigitClassifier,
+    attribute_labels,
+    butterfly_judge,
+    digit_classifier,
+    frechet_distance,
+)
 from .models import MODELS_ROOT, load_weights, resolve
 from .pictures import grid_image, plot_losses, show_rows, use_book_style
 from .slider import Slider
