@@ -22,8 +22,6 @@ from hub_server import READ_TOKEN, USER, WRITE_TOKEN, Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "chapters" / "04-diffusers.md"
-if not CHAPTER.exists():
-    CHAPTER = ROOT / "draft-4.4.1.md"           # 第四章写成之前，先测草稿里的代码格
 FILES = [
     ".gitattributes", "README.md", "model_index.json",
     "scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
