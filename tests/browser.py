@@ -20,24 +20,44 @@ def built_pages() -> list[str]:
     """网站的每一页，相对 _build/html 的路径；还没有构建时只有 index.html，测试会因此失败。"""
     pages = sorted(
         path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")
-        if path.relative_to(SITE).parts[0] not in ("_static", "_sources")
+        if path.relative_to(SITE).parts[0] not in ("_static", "_sources", "404.html")      # 404.html 不是书页
     )
     return pages or ["index.html"]
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
+class _Handler(SimpleHTTPRequestHandler):
+    """与静态托管一样：网站放在 prefix 下，找不到的网址得到 404.html。"""
+
+    prefix = "/"
+
+    def send_head(self):
+        if not self.path.startswith(self.prefix):
+            return self.send_error(404)
+        self.path = self.path.removeprefix(self.prefix.rstrip("/"))
+        return super().send_head()
+
+    def send_error(self, code, *args):
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write((SITE / "404.html").read_bytes())
+
     def log_message(self, *args):
         pass
 
 
 @contextmanager
-def serve() -> Iterator[str]:
-    """在回环地址的空闲端口上提供网站，给出网址。"""
+def serve(prefix: str = "/some/sub/path/") -> Iterator[str]:
+    """在回环地址的空闲端口上提供网站，给出网址。
+
+    网站默认放在子路径下，像 GitHub Pages 的项目网站那样：页面里若有以“/”开头的网址，测试就会发现。
+    """
     if not (SITE / "index.html").is_file():
         pytest.fail(f"还没有构建网站：{SITE / 'index.html'} 不存在。请先运行 make book。", pytrace=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=SITE))
+    handler = type("Handler", (_Handler,), {"prefix": prefix})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield f"http://127.0.0.1:{server.server_port}{prefix}"
     server.shutdown()
 
 
@@ -68,9 +88,9 @@ class Visit:
 
 
 @contextmanager
-def visit(browser: Browser, site: str, name: str, width: int = 1280) -> Iterator[Visit]:
+def visit(browser: Browser, site: str, name: str, width: int = 1280, theme: str = "light") -> Iterator[Visit]:
     """打开一页，等公式排完、请求都结束。"""
-    context = browser.new_context(viewport={"width": width, "height": 900})
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     context.set_default_timeout(120_000)        # 机器很忙时，打开一页可能要半分钟
     page = context.new_page()
     record = Visit(name, page)

@@ -39,6 +39,53 @@ def test_nothing_is_broken(opened):
     assert opened.errors == [], f"{opened.name} 的控制台有错误"
 
 
+def test_controls_stay_on_own_origin(opened, site, browser):
+    """用遍页面上的按钮，也不请求别的服务器，没有取不到的文件和报错。"""
+    with visit(browser, site, opened.name) as used:
+        page, root = used.page, used.page.locator("html")
+        before = root.get_attribute("data-mode")
+        page.locator(".article-header-buttons .theme-switch-button").click()
+        assert root.get_attribute("data-mode") != before, "换配色的按钮没有用"
+        for button in page.locator(".article-header-buttons .dropdown-toggle").all():
+            button.click()
+            assert button.get_attribute("aria-expanded") == "true", "下拉菜单没有打开"
+            page.keyboard.press("Escape")
+        for summary in page.locator("article details:not(details details) > summary").all():
+            summary.click()
+        assert page.locator("article details:not(details details):not([open])").count() == 0, "有的折叠块点不开"
+        for button in page.locator("button.copybtn").all()[:1]:
+            button.click()
+            assert "success" in button.get_attribute("class"), "复制按钮没有用"
+        for control in page.locator(".book-slider input").all():
+            control.press("End")
+        page.locator(".search-button__button:visible").first.click()
+        assert page.evaluate("document.activeElement.type") == "search", "搜索按钮没有用"
+        page.keyboard.press("Escape")
+        page.set_viewport_size({"width": 375, "height": 900})
+        page.locator(".primary-toggle").click()
+        assert page.locator("dialog[open] nav").count(), "手机上的目录没有打开"
+        page.keyboard.press("Escape")
+        page.wait_for_load_state("networkidle")
+    assert (used.outside, used.broken, used.errors) == ([], [], [])
+
+
+def test_site_at_the_root(browser):
+    """其余测试都在子路径下，这里看放在根上也一样。"""
+    with serve("/") as root, visit(browser, root, "index.html") as opened:
+        assert (opened.outside, opened.broken, opened.errors) == ([], [], [])
+
+
+@pytest.mark.parametrize("missing", ["没有.html", "chapters/没有/没有"])
+def test_not_found_page_leads_home(missing, site, browser):
+    """在任何一级目录、任何子路径下，404 页都能回到首页。"""
+    with visit(browser, site, missing) as opened:
+        link = opened.page.get_by_role("link")
+        assert link.inner_text().endswith("首页") and link.get_attribute("href") == site
+        link.click()
+        opened.page.locator("article").wait_for()
+    assert opened.outside == []
+
+
 def test_language_is_chinese(opened):
     assert opened.page.evaluate("document.documentElement.lang") == "zh-CN"
 
