@@ -8,6 +8,7 @@ export PYTHON_BOOTSTRAP
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
 BUILT  := _build/html/.complete
+NPM    := node_modules/.package-lock.json
 
 # 默认情形下，glibc 会把每个用完的大张量立即还给系统，下一步训练再重新申请、逐页清零。
 # 让它留着这些内存并使用大页：实测训练快 20 %–35 %。对 glibc 以外的系统没有影响。
@@ -18,7 +19,7 @@ export MALLOC_TOP_PAD_        := 268435456
 
 # 网站由这些文件决定；其中一个比上次建成的网站新，才重建
 CODE    := $(wildcard book_utils/*.py) $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
-SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md)) $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
+SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb)) $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test serve notebooks reproduce bench evaluate clean
@@ -28,11 +29,16 @@ help: ## 列出所有目标
 	@echo "用法：make 目标"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done
 
-setup: $(READY) ## 建立 .venv 并安装所需的包（其他目标会自动先做这一步）
+setup: $(READY) $(NPM) ## 建立 .venv 并安装所需的包（其他目标会自动先做这一步）
 	@echo "环境在 .venv，用 .venv/bin/python 运行书里的代码。"
 
 $(READY): requirements.txt constraints.txt
 	@sh tools/setup.sh
+
+# 网站用的浏览器脚本；npm 装完才写下这个文件
+$(NPM): package.json package-lock.json | $(READY)
+	@$(PYTHON) tools/npm_packages.py
+	@touch $@
 
 book: $(BUILT) ## 执行各章并把网站建到 _build/html
 	@echo "网站在 _build/html，运行 make serve 后在浏览器里阅读。"
@@ -49,7 +55,7 @@ _build/.pages: $(wildcard _ext/*.py)
 	@mkdir -p _build
 	@touch $@
 
-$(BUILT): $(SOURCES) _build/.code _build/.pages
+$(BUILT): $(SOURCES) $(NPM) _build/.code _build/.pages
 	@rm -f $@
 	@# 有警告时 Sphinx 只报一次，所以出错后丢掉它的记录，免得再运行一遍就“通过”
 	.venv/bin/jupyter-book build -W --keep-going . || { rm -rf _build/.doctrees; exit 1; }

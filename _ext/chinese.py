@@ -31,6 +31,22 @@ class JoinChineseLines(SphinxTransform):
                     del parent[i]
 
 
+class KeepPunctuation(SphinxTransform):
+    """公式排好后是一整块，浏览器会在它与标点之间换行，句号于是落到行首；把公式和紧跟着的标点绑在一起。"""
+
+    default_priority = 420
+
+    def apply(self, **kwargs):
+        for formula in list(self.document.findall(nodes.math)):
+            parent, i = formula.parent, formula.parent.index(formula)
+            after = parent[i + 1] if i + 1 < len(parent) else None
+            if isinstance(after, nodes.Text) and (found := re.match(r"[，。、；：？！）”]+", after)):
+                parent[i:i + 2] = [
+                    nodes.inline("", "", formula, nodes.Text(found[0]), classes=["math-with-punctuation"]),
+                    nodes.Text(after[found.end():]),
+                ]
+
+
 class TightenCitations(SphinxTransform):
     """引用的括号是全角的，自带空白；去掉作者在引用前后习惯留的空格。"""
 
@@ -130,6 +146,7 @@ def translate_interface(app, exception):
 def setup(app):
     register_plugin("sphinxcontrib.bibtex.style.referencing", "chinese", ChineseReferenceStyle)
     app.add_transform(JoinChineseLines)
+    app.add_transform(KeepPunctuation)
     app.add_transform(TightenCitations)
     app.add_transform(StableHeadingIds)
     app.connect("build-finished", translate_interface)

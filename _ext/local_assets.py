@@ -2,7 +2,7 @@
 
 - 公式：MathJax 取自 PyPI 的 django-static-mathjax（只用其中的文件，不需要 Django）；
 - 图标：主题用 1.5 MB 的 fontawesome.js 画图标，这里换成只含用到的图标的一个小字体；
-- Thebe：主题在每页都放一段从 unpkg.com 加载的脚本，本书还没有用到，去掉。
+- Thebe：主题在每页都放一段从 unpkg.com 加载的脚本，去掉；本书自己的办法见 live_code.py。
 """
 
 import re
@@ -24,7 +24,12 @@ MATHJAX_FILES = [
 ]
 MATHJAX_CONFIG = {
     "loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]},
-    "chtml": {"mtextInheritFont": True},        # 公式里的中文用正文的字体
+    "chtml": {
+        "mtextInheritFont": True,       # 公式里的中文用正文的字体
+        # 默认按小写字母的高度放大公式；中文字体里的小写字母偏高，公式会比正文大一圈
+        "matchFontHeight": False,
+        "scale": 1.08,
+    },
 }
 THEME_STATIC = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme/static"
 ICON_FONT = THEME_STATIC / "vendor/fontawesome/webfonts/fa-solid-900.ttf"
@@ -34,7 +39,7 @@ ICONS = {
     "bell": 0xF0F3, "bug": 0xF188, "check": 0xF00C, "circle-exclamation": 0xF06A, "circle-half-stroke": 0xF042,
     "circle-info": 0xF05A, "circle-xmark": 0xF057, "code": 0xF121, "code-branch": 0xF126, "download": 0xF019,
     "file-pdf": 0xF1C1, "lightbulb": 0xF0EB, "list": 0xF03A, "magnifying-glass": 0xF002,
-    "magnifying-glass-minus": 0xF010, "moon": 0xF186, "outdent": 0xF03B, "pencil": 0xF303, "rocket": 0xF135,
+    "magnifying-glass-minus": 0xF010, "moon": 0xF186, "outdent": 0xF03B, "pencil": 0xF303, "play": 0xF04B, "rocket": 0xF135,
     "share": 0xF064, "sun": 0xF185, "triangle-exclamation": 0xF071, "up-right-from-square": 0xF35D, "xmark": 0xF00D,
 }
 

@@ -1,9 +1,26 @@
 """《从零开始学扩散模型》的小工具包：与扩散模型有关的函数都先在书里讲过，再在这里取用。"""
 
+from .butterflies import (
+    Butterfly,
+    butterfly_dataset,
+    butterfly_images,
+    caption,
+    export_imagefolder,
+    random_butterflies,
+    random_butterfly,
+    render_butterfly,
+)
 from .corruption import corrupt
 from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
 from .device import get_device, set_seed
-from .metrics import DigitClassifier, digit_classifier, frechet_distance
+from .metrics import (
+    ButterflyJudge,
+    DigitClassifier,
+    attribute_labels,
+    butterfly_judge,
+    digit_classifier,
+    frechet_distance,
+)
 from .models import MODELS_ROOT, load_weights, resolve
 from .pictures import grid_image, plot_losses, show_rows, use_book_style
 from .slider import Slider

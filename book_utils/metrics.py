@@ -1,8 +1,10 @@
-"""给生成的数字打分：随书的数字分类器、认出率与特征距离（第 3.7.2 节）。"""
+"""给生成的图像打分：随书的数字分类器、蝴蝶裁判与特征距离（第 3.7.2、4.3.5 节）。"""
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from .butterflies import CHOICES, Butterfly
 from .models import load_weights, resolve
 
 
@@ -34,6 +36,65 @@ class DigitClassifier(nn.Module):
 def digit_classifier() -> DigitClassifier:
     """载入随书的数字分类器（评估模式）。"""
     return load_weights(DigitClassifier(), resolve("mnist-classifier"))
+
+
+class ButterflyJudge(nn.Module):
+    """看图说出是不是蝴蝶，以及它的翅膀颜色、花纹、背景、大小与位置。
+
+    输入 (B, 3, H, W)，取值 0 到 1，正方形，任意边长（先缩放到 64 × 64）；
+    输出字典：``is_butterfly`` → (B, 2) 的对数几率，其余属性名 → (B, 取值个数)，
+    各列的次序就是 ``book_utils.butterflies`` 里那个属性的取值次序。
+    来源：第 4.3.5 节；配方见 recipes/butterfly_judge.py。
+    """
+
+    ATTRIBUTES = ("wing_color", "pattern", "background", "size", "position")
+
+    def __init__(self):
+        super().__init__()
+        channels = (3, 24, 48, 64, 96)
+        layers = []
+        for c_in, c_out in zip(channels, channels[1:], strict=False):
+            # 每层把边长减半：64 → 32 → 16 → 8 → 4
+            layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+            if c_in > 3:
+                layers += [nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 4 * 4, 128), nn.ReLU())
+        sizes = {"is_butterfly": 2} | {name: len(CHOICES[name]) for name in self.ATTRIBUTES}
+        self.heads = nn.ModuleDict({name: nn.Linear(128, size) for name, size in sizes.items()})
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) → (B, 128)。"""
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
+            raise ValueError(f"images 的形状应是 (B, 3, 边长, 边长)，收到的是 {tuple(x.shape)}。")
+        if x.shape[-1] != 64:
+            x = F.interpolate(x, size=(64, 64), mode="bilinear", antialias=True)
+        return self.body(x * 2 - 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.features(x)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def describe(self, x: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, str]]]:
+        """给出（是蝴蝶的概率，形状 (B,)；每张图像的属性 → 取值）。"""
+        outputs = self(x)
+        names = {name: tuple(CHOICES[name]) for name in self.ATTRIBUTES}
+        picks = {name: outputs[name].argmax(dim=1).tolist() for name in names}
+        attributes = [{name: names[name][picks[name][i]] for name in names} for i in range(len(x))]
+        return outputs["is_butterfly"].softmax(dim=1)[:, 1], attributes
+
+
+def attribute_labels(butterflies: list[Butterfly]) -> torch.Tensor:
+    """把属性换成 :class:`ButterflyJudge` 各输出的列号：int64，形状 (N, 5)。"""
+    return torch.tensor([
+        [tuple(CHOICES[name]).index(getattr(butterfly, name)) for name in ButterflyJudge.ATTRIBUTES]
+        for butterfly in butterflies
+    ])
+
+
+def butterfly_judge() -> ButterflyJudge:
+    """载入随书的蝴蝶裁判（评估模式）。"""
+    return load_weights(ButterflyJudge(), resolve("butterfly-judge"))
 
 
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:

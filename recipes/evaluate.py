@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from butterfly_judge import make_negatives, make_shapes
 from common import MODELS_ROOT, machine
 from diffusers import (
     DDIMScheduler,
@@ -23,6 +24,9 @@ from tqdm import tqdm
 
 from book_utils import (
     BasicUNet,
+    attribute_labels,
+    butterfly_images,
+    butterfly_judge,
     corrupt,
     digit_classifier,
     epoch_means,
@@ -32,6 +36,7 @@ from book_utils import (
     mnist_tensors,
     resolve,
 )
+from book_utils.butterflies import HELD_OUT, WING_COLORS
 from book_utils.models import CHECKSUMS
 
 DEVICE = get_device()
@@ -166,17 +171,96 @@ def evaluate_ddpm(name: str, n_samples: int = 300) -> dict:
     }
 
 
+@torch.no_grad()
+def judge_butterflies(images: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, str]]]:
+    """（裁判有没有九成以上把握是蝴蝶，各张的属性）；images 取值 0 到 1。"""
+    judge = butterfly_judge().to(DEVICE)
+    parts = [judge.describe(part.to(DEVICE)) for part in images.split(500)]
+    return torch.cat([part[0].cpu() for part in parts]) > 0.9, [item for part in parts for item in part[1]]
+
+
+def evaluate_judge(name: str, n_images: int = 2000) -> dict:
+    """新画的蝴蝶（含留作检验的组合）上各属性的正确率；各种不是蝴蝶的图像被认作蝴蝶的比例。"""
+    result = {"n_images": n_images}
+    for size, key, options in (
+        (64, "accuracy_64", {}),
+        (64, "accuracy_held_out", {"held_out": True}),
+        (32, "accuracy_32_large", {"size": "large"}),
+    ):
+        images, butterflies = butterfly_images(n_images, size, seed=SEED, **options)
+        is_butterfly, found = judge_butterflies(images / 255)
+        labels = attribute_labels(butterflies)
+        result[key] = {"is_butterfly": is_butterfly.float().mean().item()} | {
+            attribute: sum(a[attribute] == getattr(b, attribute) for a, b in zip(found, butterflies, strict=True))
+            / len(labels)
+            for attribute in found[0]
+        }
+    images, _ = butterfly_images(n_images, 64, seed=SEED + 1)
+    generator = torch.Generator().manual_seed(SEED)
+    # make_negatives 依次给出噪声、平均、模糊、打乱，各占十二分之一
+    kinds = zip(("noise", "averages", "blurred", "shuffled"), make_negatives(images / 255, generator).chunk(4), strict=True)
+    negatives = dict(kinds) | {"other_shapes": make_shapes(1000, SEED) / 255}
+    result["wrongly_recognized"] = {
+        kind: judge_butterflies(batch)[0].float().mean().item() for kind, batch in negatives.items()
+    }
+    return result
+
+
+@torch.no_grad()
+def evaluate_butterflies_ddpm(name: str, n_samples: int = 500, n_steps: int = 100) -> dict:
+    pipeline = DDPMPipeline.from_pretrained(resolve(name)).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(SEED)
+    images = []
+    for count in tqdm([50] * (n_samples // 50), desc=f"{name}：采样 {n_steps} 步", unit="批"):
+        output = pipeline(batch_size=count, num_inference_steps=n_steps, generator=generator, output_type="np")
+        images.append(torch.from_numpy(output.images).permute(0, 3, 1, 2))
+    images = torch.cat(images)
+    is_butterfly, found = judge_butterflies(images)
+    kept = [attributes for attributes, keep in zip(found, is_butterfly.tolist(), strict=True) if keep]
+    colors = [attributes["wing_color"] for attributes in kept]
+    real, _ = butterfly_images(n_samples, 32, seed=SEED, size="large", position="center")
+    real = real / 255
+    # 每张生成的图到两万张训练图中最近的一张有多远；与新画的图到训练图的距离相比，太小就是背下来了
+    training, _ = butterfly_images(20_000, 32, seed=1, size="large", position="center")
+    training = torch.cat([training, training.flip(-1)]).flatten(1) / 255
+
+    def nearest(batch):
+        return torch.cat([torch.cdist(p, training).min(dim=1).values for p in batch.flatten(1).split(50)]).median().item()
+
+    return {
+        "n_samples": n_samples,
+        "n_steps": n_steps,
+        "recognized": is_butterfly.float().mean().item(),
+        "wing_colors": {color: colors.count(color) for color in WING_COLORS},
+        "held_out_pairs": sum((a["wing_color"], a["pattern"]) in HELD_OUT for a in kept),
+        "nearest_training_image": nearest(images),
+        "nearest_training_image_of_new_renders": nearest(real),
+    }
+
+
 EVALUATIONS = {
+    "butterfly-judge": evaluate_judge,
+    "butterflies-ddpm-32": evaluate_butterflies_ddpm,
     "mnist-classifier": evaluate_classifier,
     "mnist-basic-unet": evaluate_clean_image_model,
     "mnist-unet2d": evaluate_clean_image_model,
     "mnist-ddpm": evaluate_ddpm,
 }
-PURPOSES = {
-    "mnist-classifier": "数字分类器，给生成的数字打分（第 3.5.1、3.7.2 节）",
-    "mnist-basic-unet": "最小 UNet，由退化的数字预测原图（第 3.4 节）",
-    "mnist-unet2d": "diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）",
-    "mnist-ddpm": "DDPM 管线：按高斯退化过程预测噪声（第 3.7 节）",
+MNIST_DATA = "MNIST 训练集 60,000 张（`data/MNIST`）"
+PURPOSES = {            # 名字 →（用途，数据）
+    "butterfly-judge": (
+        "蝴蝶裁判，认五种属性，也认得出不是蝴蝶的图像（第 4.3.5 节）",
+        "蝴蝶世界 64×64：24,000 只，另有留作检验的组合 4,000 只、别的形状 6,000 张",
+    ),
+    "butterflies-ddpm-32": (
+        "DDPM 管线，生成 32×32 的蝴蝶（第四、五、七章）",
+        "蝴蝶世界 32×32：20,000 只大的、在中央的蝴蝶（seed=1），不含留作检验的颜色 × 花纹组合",
+    ),
+    "mnist-classifier": ("数字分类器，给生成的数字打分（第 3.5.1、3.7.2 节）", MNIST_DATA),
+    "mnist-basic-unet": ("最小 UNet，由退化的数字预测原图（第 3.4 节）", MNIST_DATA),
+    "mnist-unet2d": ("diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）", MNIST_DATA),
+    "mnist-ddpm": ("DDPM 管线：按高斯退化过程预测噪声（第 3.7 节）", MNIST_DATA),
 }
 
 
@@ -188,6 +272,37 @@ def quality_lines(result: dict) -> list[str]:
             f"- 测试集正确率：{result['test_accuracy']:.2%}（要求不低于 99%）",
             f"- 九成以上把握是数字的比例：测试图像 {result['recognized_test_images']:.1%}，"
             f"均匀噪声 {result['recognized_uniform_noise']:.1%}，十张数字的平均 {result['recognized_averages']:.1%}",
+        ]
+    if "wrongly_recognized" in result:
+        titles = {
+            "accuracy_64": "训练用的组合，64×64", "accuracy_held_out": "留作检验的组合，64×64",
+            "accuracy_32_large": "大的，32×32",
+        }
+        names = {
+            "is_butterfly": "认得是蝴蝶", "wing_color": "颜色", "pattern": "花纹", "background": "背景",
+            "size": "大小", "position": "位置",
+        }
+        lines += [
+            f"新画的蝴蝶各 {result['n_images']} 只：",
+            "",
+            "| | " + " | ".join(names.values()) + " |",
+            "|---|" + "---|" * len(names),
+            *(f"| {title} | " + " | ".join(f"{result[key][n]:.1%}" for n in names) + " |" for key, title in titles.items()),
+            "",
+            "不是蝴蝶的图像被认作蝴蝶的比例：" + "，".join(
+                f"{title} {result['wrongly_recognized'][key]:.1%}" for key, title in (
+                    ("noise", "噪声"), ("averages", "八只的平均"), ("blurred", "模糊的影子"),
+                    ("shuffled", "打乱的碎片"), ("other_shapes", "别的形状"))
+            ) + "。",
+        ]
+    if "wing_colors" in result:
+        lines += [
+            f"- {result['n_samples']} 张（{result['n_steps']} 步）里，裁判有九成以上把握是蝴蝶的占 "
+            f"{result['recognized']:.1%}（要求不低于 95%）",
+            "- 各种翅膀颜色的张数：" + "，".join(f"{WING_COLORS[c][0]} {n}" for c, n in result["wing_colors"].items()),
+            f"- 其中训练时没有见过的颜色 × 花纹组合 {result['held_out_pairs']} 张",
+            f"- 到最近的训练图像的距离（中位数）：生成的图 {result['nearest_training_image']:.2f}，"
+            f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
         ]
     if "epoch_losses" in result:
         lines += ["| 轮 | 本书的平均损失 | 文档的平均损失 | 相差 |", "|---|---|---|---|"]
@@ -221,13 +336,13 @@ def write_card(name: str, result: dict) -> None:
     card = [
         f"# {name}",
         "",
-        PURPOSES[name] + "。",
+        PURPOSES[name][0] + "。",
         "",
-        "- 数据：MNIST 训练集 60,000 张（`data/MNIST`）",
+        f"- 数据：{PURPOSES[name][1]}",
         f"- 配方：`{training['command']}`",
         f"- 训练：{training['steps']:,} 步，{training['seconds'] / 60:.0f} 分钟，{training['machine']}",
         "- 存盘精度：半精度，safetensors；装入后转成单精度",
-        "- 许可：与本书相同；训练数据的许可见 `data/MNIST/README.md`",
+        "- 许可：与本书相同" + ("；训练数据的许可见 `data/MNIST/README.md`" if name.startswith("mnist") else ""),
         "",
         "## 测量",
         "",
