@@ -1,6 +1,6 @@
 // 术语的释义：鼠标停留、键盘聚焦或手指轻触时，在词的旁边显示；没有脚本时只是普通链接。
 // 释义由 _ext/reading.py 在构建时放进页面，这里不发任何请求。
-(() => {
+addEventListener("DOMContentLoaded", () => {
   const data = document.getElementById("book-terms");
   if (!data) return;
   const terms = JSON.parse(data.textContent);
@@ -72,4 +72,4 @@
   document.addEventListener("keydown", event => event.key === "Escape" && hide());
   document.addEventListener("pointerdown", event => owner && !owner.contains(event.target) && !tip.contains(event.target) && hide());
   addEventListener("resize", hide);
-})();
+});

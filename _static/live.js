@@ -1,8 +1,7 @@
 // 实时代码：读者点按钮、看过说明、同意之后，才连接 Binder；连上之后代码格变成可以修改、运行的。
 // 连不上时页面保持原样。设置由 _ext/live_code.py 放进页面。
 window.bookLive = (() => {
-  const data = document.getElementById("book-live");
-  const settings = data && JSON.parse(data.textContent);
+  let settings;
   const SILENCE = 180_000;      // 这么久（毫秒）没有一点消息，就当作连不上
   const PHASES = {
     waiting: "正在排队", fetching: "正在取仓库的代码", built: "环境已经建好", building: "正在建立环境，第一次要几分钟",
@@ -14,6 +13,7 @@ window.bookLive = (() => {
   // 读者点了“启用实时代码”：说明会连接哪里，征求同意
   function ask() {
     if (started) return;
+    settings = JSON.parse(document.getElementById("book-live").textContent);
     const host = new URL(settings.binder).host;
     const dialog = document.createElement("dialog");
     dialog.className = "book-live-consent";
@@ -93,9 +93,13 @@ window.bookLive = (() => {
     const loader = session.manager._loader;
     loader.requested = true;
     loader.resolveFn({});
-    // 网页上没有笔记本的第一格，由这一句让内核找得到 book_utils
-    await session.kernel.requestExecute({code: "import sys; sys.path.insert(0, '..')", silent: true}).done;
+    await findBookUtils(session);
     return {core, config, rendermime, session};
+  }
+
+  // 网页上没有笔记本的第一格，由这一句让内核找得到 book_utils
+  function findBookUtils(session) {
+    return session.kernel.requestExecute({code: "import sys; sys.path.insert(0, '..')", silent: true}).done;
   }
 
   function loadThebe() {
@@ -155,7 +159,7 @@ window.bookLive = (() => {
       if (subject === "session" || subject === "server") report("与内核的连接断了。刷新本页，可以重新连接。");
     });
     report("实时代码已启用：从上往下运行各格，或在一格里点“从头运行到这里”。", [
-      ["重启内核", () => session.restart()],
+      ["重启内核", () => session.restart().then(() => findBookUtils(session))],
       ["结束", () => session.shutdown().finally(() => location.reload())],
     ]);
   }
