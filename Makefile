@@ -19,7 +19,8 @@ export MALLOC_TOP_PAD_        := 268435456
 
 # 网站由这些文件决定；其中一个比上次建成的网站新，才重建
 CODE    := $(wildcard book_utils/*.py) $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
-SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb)) $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
+SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb))
+LOOKS   := $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test serve notebooks reproduce bench evaluate clean
@@ -49,8 +50,8 @@ _build/.code: $(CODE) $(READY)
 	@mkdir -p _build
 	@touch $@
 
-# 扩展的代码变了，Sphinx 看不出哪些页面要重做，就都重做（代码不必重新执行）
-_build/.pages: $(wildcard _ext/*.py)
+# 扩展、样式或脚本变了，而正文没变，Sphinx 会以为没有事可做；这时每一页都重做（代码不必重新执行）
+_build/.pages: $(LOOKS)
 	@rm -rf _build/.doctrees _build/html
 	@mkdir -p _build
 	@touch $@
