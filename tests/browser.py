@@ -31,11 +31,11 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[str]:
-    """在回环地址的空闲端口上提供网站，给出网址。"""
+def serve(directory: Path = SITE) -> Iterator[str]:
+    """在回环地址的空闲端口上提供网站（或别的文件夹），给出网址。"""
     if not (SITE / "index.html").is_file():
         pytest.fail(f"还没有构建网站：{SITE / 'index.html'} 不存在。请先运行 make book。", pytrace=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=SITE))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=directory))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
