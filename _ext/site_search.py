@@ -48,6 +48,9 @@ UNUSED = ["pagefind-ui.*", "pagefind-modular-ui.*", "pagefind-component-ui.*", "
 SPHINX_SEARCH = ["searchindex.js", "_static/searchtools.js", "_static/language_data.js", "_static/sphinx_highlight.js"]
 
 
+CODE_BELOW = "␞"        # 一份里正文与代码的分界，search.js 摘录时先取正文
+
+
 @dataclass
 class Record:
     """索引里的一份：一节自己的文字（不含下级各节）、一条术语或一条文献。"""
@@ -60,6 +63,7 @@ class Record:
     names: list[str] = field(default_factory=list)      # 术语的各个名称
     prose: list[str] = field(default_factory=list)
     code: list[str] = field(default_factory=list)
+    defines: list[str] = field(default_factory=list)    # 代码里定义的函数与类，查它们的名字先到这里
 
 
 # —— 从文档到一份份记录 ——
@@ -106,6 +110,8 @@ def fill(record: Record, children: list[nodes.Node]) -> Record:
     for child in children:
         for block in blocks(child):
             is_code = isinstance(block, nodes.literal_block)
+            if is_code:
+                record.defines += re.findall(r"^(?:def|class) (\w+)", block.astext(), re.M)
             (record.code if is_code else record.prose).append(re.sub(r"\s+", " ", plain(block)).strip())
     return record
 
@@ -206,11 +212,11 @@ def record_html(record: Record, order: int) -> str:
     """给 Pagefind 看的一页。标题的分量最重，代码最轻。"""
     meta = {
         "url": record.url, "title": record.title, "page": record.page,
-        "above": " › ".join(record.above), "kind": record.kind, "order": str(order),
+        "above": " › ".join(record.above), "kind": record.kind, "order": str(order), "defines": " ".join(record.defines),
     }
     tags = "".join(f'<i data-pagefind-meta="{key}:{html.escape(value)}"></i>' for key, value in meta.items() if value)
     prose = "".join(f"<p>{html.escape(text)}</p>" for text in record.prose if text)
-    code = "".join(f"<p>{html.escape(text)}</p>" for text in record.code if text)
+    code = "".join(f"<p>{html.escape(text)}</p>" for text in [CODE_BELOW, *record.code] if text)
     return (
         f'<html lang="zh"><body>{tags}<h1 data-pagefind-weight="10">{html.escape(record.title)}</h1>'
         f'{prose}<div data-pagefind-weight="0.3">{code}</div></body></html>'

@@ -9,6 +9,7 @@
   const CANDIDATES = 40;          // 每次取回多少节来比对
   const PER_PAGE = 4;             // 搜索框里每页最多列几处
   const STORE = "book-search-words";
+  const CODE_BELOW = "␞";         // 一份里正文与代码的分界，见 _ext/site_search.py
   // 问句里常见、不影响找什么的词
   const STOP = new Set(("的 了 吗 呢 是 什么 怎么 怎样 如何 为什么 为何 哪些 哪里 请问 一下 有 在 和 与 及 中 里 "
     + "a an the of in on to for and or is are how what why with do does i").split(" "));
@@ -34,13 +35,14 @@
   // 这些节把全章提到的都复述一遍，不是讲它的地方
   const RECAP = /概述|小结|勘误|延伸阅读|练习/;
 
-  // 全角、繁体换成半角、简体，去掉首尾的问话
-  function tidy(query, traditional) {
-    const plain = [...query.normalize("NFKC")].map(c => traditional[c] ?? c).join("").replace(/\s+/g, " ").trim();
-    const asked = plain.replace(/^(请问|什么是|什么叫|如何|怎么|怎样|为什么|what is|what are|how to|how do i) ?/i, "")
-      .replace(/(是什么|有什么用|怎么用|怎么办|吗|呢)?[?？!！。.]*$/, "");
-    return asked || plain;
-  }
+  // 全角、繁体换成半角、简体
+  const tidy = (query, traditional) =>
+    [...query.normalize("NFKC")].map(c => traditional[c] ?? c).join("").replace(/\s+/g, " ").trim();
+
+  // “什么是退化过程？”→“退化过程”
+  const withoutAsking = query => query
+    .replace(/^(请问|什么是|什么叫|如何|怎么|怎样|为什么|what is|what are|how to|how do i) ?/i, "").replace(/^(a|an|the) /i, "")
+    .replace(/(是什么|有什么用|怎么用|怎么办|吗|呢)?[?？!！。.]*$/, "") || query;
 
   // 把查询里别的说法换成本书的用词；长的先换
   function inBookWords(query, same) {
@@ -143,7 +145,7 @@
     const records = await Promise.all(ordered.map(async entry => {
       const {meta, content} = await entry.result.data();
       const text = content.replaceAll("\u200b", "").trim();
-      return {above: "", ...meta, text: text.slice(meta.title.length).replace(/^[.\s]+/, ""), found: entry.score};
+      return {above: "", defines: "", ...meta, text: text.slice(meta.title.length).replace(/^[.\s]+/, "").replace(/([。；：？！])\s+/g, "$1"), found: entry.score};
     }));
     return {records, rarity};
   }
@@ -161,10 +163,12 @@
     let heading = 40 * share(record.title, rarity) ** 2;
     if (query === number || [title, squeeze(topic(record.title)), squeeze(bare)].includes(asked)) heading = 118;
     else if (record.kind === "term" && parts.includes(asked)) heading = 112;
+    else if (record.defines.split(" ").map(squeeze).includes(asked)) heading = 100;
     else if (parts.includes(asked)) heading = 85 + 8 * asked.length / squeeze(bare).length;
     else if (title.includes(asked)) heading = 70 + 15 * asked.length / title.length + (squeeze(bare).startsWith(asked) ? 5 : 0);
 
-    const even = terms.map(() => 1), own = `${record.title} ${record.text}`;
+    // 单个字母到处都有，含不含它说明不了什么
+    const even = terms.map(term => han.test(term) || term.length > 1 ? 1 : .2), own = `${record.title} ${record.text}`;
     const covered = share(own, even) && share(`${own} ${record.above} ${record.page}`, even);
     const times = squeeze(record.text).split(asked).length - 1;
     let body = 20 * covered ** 2 + 6 * record.found / terms.length + (times ? 12 + 3 * Math.log2(times) : 0);
@@ -185,10 +189,10 @@
     return records.map(record => rate(record, query, terms, rarity));
   }
 
-  // 原来的说法与本书的说法各查一遍，同一节取高的
+  // 原样、去掉问话、换成本书的说法，各查一遍，同一节取高的
   async function find(pagefind, query, same) {
-    const translated = inBookWords(query, same);
-    const variants = translated.toLowerCase() === query.toLowerCase() ? [query] : [query, translated];
+    const asked = withoutAsking(query);
+    const variants = [...new Set([query, asked, inBookWords(asked, same)].map(text => text.toLowerCase()))];
     const best = new Map();
     for (const variant of variants) for (const record of await findOnce(pagefind, variant)) {
       if (!(best.get(record.url)?.score >= record.score)) best.set(record.url, record);
@@ -244,14 +248,20 @@
     return html + escapeHtml(text.slice(from));
   }
 
-  // 摘一段：取所查的词最密的地方
+  // 摘一段：正文里所查的词最密的地方，尽量从一句的开头起；正文里没有，再从代码里摘
   function excerpt(text, marks, length = 90) {
-    const found = ranges(text, marks);
+    const [prose, code = ""] = text.split(CODE_BELOW);
+    const source = ranges(prose, marks).length || !ranges(code, marks).length ? prose.trim() : code.trim();
+    const found = ranges(source, marks);
     const weight = start => found.reduce((sum, [a, b]) => sum + (a >= start && b <= start + length ? b - a : 0), 0);
-    const starts = found.map(([at]) => Math.max(0, at - 20));
+    const starts = found.map(([at]) => {
+      const before = source.slice(Math.max(0, at - 30), at);
+      const sentence = Math.max(...[..."。；：？！"].map(mark => before.lastIndexOf(mark)));
+      return sentence >= 0 ? at - before.length + sentence + 1 : Math.max(0, at - 20);
+    });
     const start = starts.reduce((best, at) => weight(at) > weight(best) ? at : best, starts[0] ?? 0);
-    const piece = text.slice(start, start + length);
-    return (start ? "…" : "") + marked(piece, marks) + (start + length < text.length ? "…" : "");
+    const piece = source.slice(start, start + length).trim();
+    return (start ? "…" : "") + marked(piece, marks) + (start + length < source.length ? "…" : "");
   }
 
   function grouped(results) {
@@ -398,6 +408,13 @@
     const dialog = document.getElementById("pst-search-dialog");
     connect(dialog.querySelector("form"), PER_PAGE);
     dialog.setAttribute("aria-label", "搜索");
+    // 手机上搜索框占满屏幕，没有 Esc 键，也点不到外面
+    const close = document.createElement("button");
+    close.type = "button";
+    close.className = "book-search-close";
+    close.textContent = "关闭";
+    close.addEventListener("click", () => dialog.close());
+    dialog.querySelector("form").append(close);
     dialog.insertAdjacentHTML("beforeend",
       '<p class="book-search-keys" aria-hidden="true"><kbd>↑</kbd> <kbd>↓</kbd> 选择　<kbd>Enter</kbd> 打开或列出全部　<kbd>Esc</kbd> 关闭</p>');
 
