@@ -1,14 +1,18 @@
 """训练循环：进度条、断点续训、同一种子在 CPU 与 GPU 上用同一批随机数。"""
 
+import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -142,26 +146,105 @@ def epoch_means(losses: list[float], steps_per_epoch: int) -> list[float]:
     return means.view(-1, steps_per_epoch).mean(dim=1).tolist()
 
 
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """``with written_whole(path) as partial``：写到旁边的 partial（文件或文件夹），写完才改名成 path。
+
+    系统的改名要么全做、要么不做，所以即使被 kill -9，path 也总是完整的：或是旧的，或是新的，或是没有。
+    写的途中出错，就删去 partial。
+    来源：第 4.4.2 节。
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    _delete(partial)                # 上次被强行终止时留下的
+    try:
+        yield partial
+        if path.is_dir():           # 非空的文件夹不能直接被改名覆盖
+            _delete(path)
+        os.replace(partial, path)
+    except BaseException:
+        _delete(partial)
+        raise
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def save_state(path: str | Path, tensors: dict[str, torch.Tensor], notes: dict | None = None) -> None:
+    """把张量和一份说明写进一个 safetensors 文件；任何时候中断都不会留下半个文件。
+
+    参数：
+        path:    目标文件；所在的文件夹不存在时会建立。
+        tensors: 名字 → 张量，可以在任何设备上。
+        notes:   能写成 JSON 的说明，如步数与设置。
+    来源：第 4.4.2 节。
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()}, partial,
+            metadata={"notes": json.dumps(notes or {}, ensure_ascii=False)},
+        )
+
+
+def load_state(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """读回 :func:`save_state` 写的文件，返回（张量，说明）；张量都在 CPU 上。
+
+    异常：
+        ValueError: 文件损坏，或不是 safetensors。
+    来源：第 4.4.2 节。
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            notes = (file.metadata() or {}).get("notes", "{}")
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(notes)
+    except SafetensorError as error:
+        raise ValueError(f"断点 {path} 已损坏或不完整：{error}。删去它可从头训练。") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """优化器的状态，摊平成 ``optimizer.参数序号.名字`` → 张量，可交给 :func:`save_state`。
+
+    来源：第 4.4.2 节。
+    """
+    return {
+        f"optimizer.{index}.{slot}": value
+        for index, slots in optimizer.state_dict()["state"].items() for slot, value in slots.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """把 :func:`optimizer_tensors` 的结果装回优化器；tensors 里别的名字不理会，学习率等设置不变。
+
+    来源：第 4.4.2 节。
+    """
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, slot = key.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def _save_checkpoint(path, model, optimizer, averaged, generator, losses, order, seconds):
-    """把续训所需的一切写进一个 safetensors 文件；先写临时文件再改名，不会留下半个断点。"""
-    state = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    """把续训所需的一切写进断点。"""
+    state = {f"model.{key}": value for key, value in model.state_dict().items()} | optimizer_tensors(optimizer)
     if averaged is not None:
         state |= {f"averaged.{key}": value for key, value in averaged.state_dict().items()}
     state["generator"] = generator.get_state()
     state["losses"] = torch.tensor(losses, dtype=torch.float64)
     state["order"] = order
     state["seconds"] = torch.tensor(seconds, dtype=torch.float64)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    os.replace(temporary, path)
+    save_state(path, state)
 
 
 def _load_checkpoint(path, model, optimizer, averaged, generator):
     """读回断点，返回 (losses, order, seconds)；其余状态就地恢复。"""
-    state = load_file(path)
+    state, _ = load_state(path)
 
     def part(prefix):
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -172,10 +255,6 @@ def _load_checkpoint(path, model, optimizer, averaged, generator):
             averaged.load_state_dict(part("averaged."))
     except RuntimeError as error:
         raise ValueError(f"断点 {path} 不属于这次训练（网络不同）：{error}。删去它可从头训练。") from error
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in part("optimizer.").items():
-        index, slot = key.split(".")
-        slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_optimizer(optimizer, state)
     generator.set_state(state["generator"])
     return state["losses"].tolist(), state["order"], state["seconds"].item()
