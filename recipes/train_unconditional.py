@@ -300,11 +300,12 @@ def train(options: argparse.Namespace) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             loss += part_loss.detach() / options.accumulation
-        if not accelerator.optimizer_step_was_skipped:          # fp16 溢出的步不更新权重
+        skipped = accelerator.optimizer_step_was_skipped        # fp16 溢出的步不更新权重
+        if not skipped:
             ema.step(model.parameters())
 
         loss = accelerator.reduce(loss, reduction="mean").item()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not skipped:
             raise ValueError(f"第 {step + 1} 步的损失是 {loss}。断点仍是之前的；请调小 --lr 再试。")
         done = step + 1
         progress.update()
