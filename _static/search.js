@@ -169,7 +169,8 @@
 
     // 单个字母到处都有，含不含它说明不了什么
     const even = terms.map(term => han.test(term) || term.length > 1 ? 1 : .2), own = `${record.title} ${record.text}`;
-    const covered = share(own, even) && share(`${own} ${record.above} ${record.page}`, even);
+    // 标题已经合了，就不必再逐词核对：“U-Net”与“UNet”切出的词不同
+    const covered = heading >= 70 ? 1 : share(own, even) && share(`${own} ${record.above} ${record.page}`, even);
     const times = squeeze(record.text).split(asked).length - 1;
     let body = 20 * covered ** 2 + 6 * record.found / terms.length + (times ? 12 + 3 * Math.log2(times) : 0);
     if (RECAP.test(record.title)) body *= .7;
