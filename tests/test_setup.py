@@ -25,6 +25,11 @@ def book(tmp_path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.txt").write_text("")
     (folder / "constraints.txt").write_text("")
+    # 浏览器脚本当作已经装好：这里只看 Python 一侧；npm 一侧见 test_npm_failure_is_explained
+    (folder / "package.json").write_text("{}")
+    (folder / "package-lock.json").write_text("{}")
+    (folder / "node_modules").mkdir()
+    (folder / "node_modules/.package-lock.json").write_text("{}")
     return folder
 
 
