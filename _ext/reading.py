@@ -54,7 +54,7 @@ def running_time(app, docname: str) -> str | None:
         return None
     seconds, cores = record["runtime"], len(os.sched_getaffinity(0))
     length = f"{max(1, round(seconds / 10)) * 10} 秒" if seconds < 90 else f"{round(seconds / 60)} 分钟"
-    return f"运行约 {length}（{'两' if cores == 2 else cores}核的电脑上实测）"
+    return f"运行约 {length}（{'两' if cores == 2 else f'{cores} '}核的电脑上实测）"
 
 
 def parts(app) -> dict[str, str]:
@@ -93,12 +93,11 @@ def find_buttons(context: dict, label: str) -> list[dict]:
 
 def formatted(paragraph: nodes.Node) -> str:
     """术语释义的 HTML：文字与公式；强调、链接等只留文字。"""
-    def one(child):
-        text = escape(child.astext())
-        is_math = isinstance(child, nodes.math)
-        return f'<span class="math notranslate nohighlight">\\({text}\\)</span>' if is_math else text
+    def one(text):
+        is_math = isinstance(text.parent, nodes.math)
+        return f'<span class="math notranslate nohighlight">\\({escape(text)}\\)</span>' if is_math else escape(text)
 
-    return "".join(one(child) for child in paragraph.children)
+    return "".join(one(text) for text in paragraph.findall(nodes.Text))
 
 
 def definitions(app) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """安装脚本：每一种失败都有看得懂的说明，半途而废的安装不会被当成装好了。"""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -25,11 +26,10 @@ def book(tmp_path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.txt").write_text("")
     (folder / "constraints.txt").write_text("")
-    # 浏览器脚本当作已经装好：这里只看 Python 一侧；npm 一侧见 test_npm_failure_is_explained
-    (folder / "package.json").write_text("{}")
-    (folder / "package-lock.json").write_text("{}")
+    # npm 的包当作已经装好；它装不上时的说明见 test_npm_failure_suggests_a_mirror
     (folder / "node_modules").mkdir()
-    (folder / "node_modules/.package-lock.json").write_text("{}")
+    for name in ("package.json", "package-lock.json", "node_modules/.package-lock.json"):
+        (folder / name).write_text("{}")
     return folder
 
 
@@ -207,6 +207,28 @@ def test_binder_has_the_same_versions_built_for_cpu():
     book, binder = pins(ROOT / "requirements.txt"), pins(ROOT / "binder" / "requirements.txt")
     assert {name: version.removesuffix("+cpu") for name, version in binder.items()} == {n: book[n] for n in binder}
     assert binder["torch"].endswith("+cpu") and binder["torchvision"].endswith("+cpu")
+
+
+# —— npm ——
+
+def test_every_npm_package_is_locked_by_hash():
+    lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))["packages"]
+    assert lock[""]["dependencies"] == json.loads((ROOT / "package.json").read_text("utf-8"))["dependencies"]
+    assert all(package["integrity"].startswith("sha512-") for name, package in lock.items() if name)
+    # 锁文件里不写下载地址，换镜像才有用
+    assert not any("resolved" in package for package in lock.values())
+
+
+def test_npm_failure_suggests_a_mirror(tmp_path):
+    for name in ("package.json", "package-lock.json"):
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"))
+    code = f"import sys, npm_packages, pathlib; sys.exit(npm_packages.main(pathlib.Path({str(tmp_path)!r})))"
+    settings = {"npm_config_registry": "http://127.0.0.1:9/", "npm_config_fetch_retries": "0",
+                "npm_config_cache": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tools")}
+    result = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "安装没有完成" in result.stderr and "npm_config_registry=https://" in result.stderr
+    assert not (tmp_path / "node_modules/.package-lock.json").exists()
 
 
 # —— make ——
