@@ -363,7 +363,8 @@ def write_card(name: str, result: dict) -> None:
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("names", nargs="*", choices=[[], *EVALUATIONS], metavar="名字")
-    for name in options.parse_args().names or EVALUATIONS:
+    embedded = [name for name in EVALUATIONS if (MODELS_ROOT / name).is_dir()]
+    for name in options.parse_args().names or embedded:
         started = time.perf_counter()
         result = EVALUATIONS[name](name) | {"machine": machine(str(DEVICE))}
         (MODELS_ROOT / name / "evaluation.json").write_text(json.dumps(result, ensure_ascii=False, indent=1))
