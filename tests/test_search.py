@@ -106,7 +106,7 @@ def test_sphinx_search_is_gone():
 
 def test_only_needed_files_are_shipped():
     names = {path.name.split(".")[0] for path in BUNDLE.iterdir()}
-    assert names == {"fragment", "index", "pagefind", "pagefind-entry", "pagefind-worker", "wasm", "words"}
+    assert names == {"filter", "fragment", "index", "pagefind", "pagefind-entry", "pagefind-worker", "wasm", "words"}
 
 
 def test_glossary_names_mean_the_same():
