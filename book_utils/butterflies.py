@@ -4,9 +4,6 @@
 """
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+
+from .training import written_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -353,19 +352,13 @@ def export_imagefolder(dataset: "datasets.Dataset", folder: str | Path) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} 已经存在。请换一个名字，或先删去它。")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # 先写进旁边的临时文件夹，写完再改名：中断时不会留下半个数据集
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with written_whole(folder) as partial:      # 中断时不会留下半个数据集
+        partial.mkdir()
         with open(partial / "metadata.jsonl", "w", encoding="utf-8") as metadata:
             for index, row in enumerate(dataset):
                 name = f"{index:05d}.png"
                 row.pop("image").save(partial / name)
                 metadata.write(json.dumps({"file_name": name} | row, ensure_ascii=False) + "\n")
-        partial.chmod(0o755)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

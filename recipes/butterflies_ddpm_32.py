@@ -17,6 +17,14 @@ IMAGE_SIZE = 32
 noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
 
 
+def training_images() -> torch.Tensor:
+    """训练用的蝴蝶，uint8，形状 (N_IMAGES, 3, 32, 32)；测量时也用它来查有没有背下训练图。
+
+    大的、在中央的蝴蝶，像博物馆的标本照；颜色、花纹、背景、翅形与角度都随机。
+    """
+    return butterfly_images(N_IMAGES, IMAGE_SIZE, seed=1, size="large", position="center")[0]
+
+
 def build_model() -> UNet2DModel:
     """第 4.3.3 节的小网络，2,736,099 个参数；只在最低分辨率上用注意力。"""
     return UNet2DModel(
@@ -44,11 +52,9 @@ def batch_loss(model, images, generator):
 def main():
     options = parser(__doc__.splitlines()[0], "butterflies-ddpm-32").parse_args()
     set_seed(0)
-    # 大的、在中央的蝴蝶，像博物馆的标本照；颜色、花纹、背景、翅形与角度都随机
-    images, _ = butterfly_images(N_IMAGES, IMAGE_SIZE, seed=1, size="large", position="center")
     model = build_model()
     history = fit(
-        model, (images,), batch_loss, n_epochs=12, batch_size=32,
+        model, (training_images(),), batch_loss, n_epochs=12, batch_size=32,
         lr=8e-4, lr_decay=True, ema_decay=0.999,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from butterflies_ddpm_32 import training_images
 from butterfly_judge import make_negatives, make_shapes
 from common import MODELS_ROOT, machine
 from diffusers import (
@@ -24,7 +25,6 @@ from tqdm import tqdm
 
 from book_utils import (
     BasicUNet,
-    attribute_labels,
     butterfly_images,
     butterfly_judge,
     corrupt,
@@ -189,10 +189,9 @@ def evaluate_judge(name: str, n_images: int = 2000) -> dict:
     ):
         images, butterflies = butterfly_images(n_images, size, seed=SEED, **options)
         is_butterfly, found = judge_butterflies(images / 255)
-        labels = attribute_labels(butterflies)
         result[key] = {"is_butterfly": is_butterfly.float().mean().item()} | {
             attribute: sum(a[attribute] == getattr(b, attribute) for a, b in zip(found, butterflies, strict=True))
-            / len(labels)
+            / n_images
             for attribute in found[0]
         }
     images, _ = butterfly_images(n_images, 64, seed=SEED + 1)
@@ -222,7 +221,7 @@ def evaluate_butterflies_ddpm(name: str, n_samples: int = 500, n_steps: int = 10
     real, _ = butterfly_images(n_samples, 32, seed=SEED, size="large", position="center")
     real = real / 255
     # 每张生成的图到两万张训练图中最近的一张有多远；与新画的图到训练图的距离相比，太小就是背下来了
-    training, _ = butterfly_images(20_000, 32, seed=1, size="large", position="center")
+    training = training_images()
     training = torch.cat([training, training.flip(-1)]).flatten(1) / 255
 
     def nearest(batch):

@@ -1,4 +1,4 @@
-"""各测试共用的路径与小工具。"""
+"""各测试共用的路径、网站与浏览器。"""
 
 import sys
 from pathlib import Path
@@ -16,3 +16,22 @@ for folder in (ROOT, ROOT / "tools"):
 def root() -> Path:
     """仓库根目录。"""
     return ROOT
+
+
+# 用到时才导入 browser：不看网站的测试不必装 Playwright
+@pytest.fixture(scope="module")
+def site():
+    """建好的网站在回环地址上的网址。"""
+    from browser import serve
+
+    with serve() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """无界面的 Chromium，一个文件里的测试共用。"""
+    from browser import chromium
+
+    with chromium() as opened:
+        yield opened

@@ -2,7 +2,7 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import built_pages, chromium, serve, visit
+from browser import built_pages, visit
 
 # axe-core 的四级里，最低的 minor 不算
 LEVELS = {"moderate": "中等", "serious": "严重", "critical": "致命"}
@@ -21,18 +21,6 @@ REVEAL = """() => {
         input.dispatchEvent(new Event("input", {bubbles: true}));
     });
 }"""
-
-
-@pytest.fixture(scope="module")
-def site():
-    with serve() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def findings(page, inside: str | None = None) -> list[str]:

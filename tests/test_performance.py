@@ -11,7 +11,7 @@ import statistics
 from contextlib import contextmanager
 
 import pytest
-from browser import SITE, built_pages, chromium, serve, visit
+from browser import SITE, built_pages, chromium, visit
 
 PAGE_KB = 600               # 一页的传输量，gzip 之后，图除外
 SLIDER_KB = 300             # 一个滑块的 HTML，含全部帧
@@ -45,12 +45,6 @@ def ahead_of_other_processes():
         yield
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-@pytest.fixture(scope="module")
-def site():
-    with serve() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

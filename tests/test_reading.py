@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import yaml
-from browser import ROOT, SITE, built_pages, chromium, serve, visit
+from browser import ROOT, SITE, built_pages, visit
 from docutils import nodes
 from PIL import Image
 
@@ -31,18 +31,6 @@ BINDER = (
     f"https://mybinder.org/build/gh/{CONFIG['repository']['url'].removeprefix('https://github.com/').strip('/')}"
     f"/{CONFIG['repository']['branch']}"
 )
-
-
-@pytest.fixture(scope="module")
-def site():
-    with serve() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module", params=PAGES)

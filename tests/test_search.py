@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from browser import ROOT, SITE, built_pages, chromium, serve, visit
+from browser import ROOT, SITE, built_pages, visit
 
 sys.path.insert(0, str(ROOT / "_ext"))
 import site_search  # noqa: E402
@@ -24,18 +24,6 @@ QUERIES = [
 MISTYPED = {"扩撒模型": "扩散模型", "shceduler": "Scheduler", "UNte": "UNet", "退化过城": "退化过程", "pipline": "Pipeline",
             "Timstep": "Timestep", "diffusres": "diffusers"}
 CHAPTER = "chapters/03-from-scratch.html"
-
-
-@pytest.fixture(scope="module")
-def site():
-    with serve() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

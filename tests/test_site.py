@@ -4,23 +4,11 @@ import re
 
 import pytest
 import yaml
-from browser import ROOT, SITE, built_pages, chromium, serve, visit
+from browser import ROOT, SITE, built_pages, serve, visit
 from fontTools.ttLib import TTFont
 
 PAGES = built_pages()
 CHAPTERS = sorted(path.stem for path in (ROOT / "chapters").glob("*.md") if "kernelspec:" in path.read_text("utf-8"))
-
-
-@pytest.fixture(scope="module")
-def site():
-    with serve() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module", params=PAGES)
