@@ -13,6 +13,7 @@ from .butterflies import (
 from .corruption import corrupt
 from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
 from .device import get_device, set_seed
+from .environment import Check, check_environment
 from .metrics import (
     ButterflyJudge,
     DigitClassifier,

@@ -10,15 +10,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
-
-# 四个原始文件（解压后）的 MD5，与 MNIST 的官方文件一致
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
+from .checksums import DATA_ROOT, MNIST_MD5
 
 
 def _md5(path: Path) -> str:

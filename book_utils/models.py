@@ -1,6 +1,5 @@
 """随书模型：在哪里、是否完好、怎样换成 Hub 上的大模型。"""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-MODELS_ROOT = Path(__file__).resolve().parent.parent / "models"
-CHECKSUMS = "SHA256SUMS"        # 与 sha256sum 命令同一格式，可用 sha256sum -c 核对
+from .checksums import CHECKSUMS, MODELS_ROOT, verify_model
 
 
 def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_ROOT) -> str:
@@ -46,18 +44,7 @@ def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_
             f"没有找到随书模型 {name!r}（{folder}）。现有：{'、'.join(known) or '无'}。"
             "若仓库不完整，请重新克隆。"
         )
-    for line in (folder / CHECKSUMS).read_text().splitlines():
-        expected, file_name = line.split(maxsplit=1)
-        path = folder / file_name
-        if not path.is_file():
-            raise FileNotFoundError(f"随书模型 {name!r} 缺少文件 {path}，请用 git checkout 恢复它。")
-        with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if actual != expected:
-            raise ValueError(
-                f"随书模型 {name!r} 的文件 {path} 已损坏或被改动："
-                f"SHA-256 应为 {expected[:12]}…，实际为 {actual[:12]}…。请用 git checkout 恢复它。"
-            )
+    verify_model(folder)
     return str(folder)
 
 
