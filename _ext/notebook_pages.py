@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from reading import has_notebook
+
 
 def prepare_kernel(app):
     """内核在 chapters/ 里启动，要让它能 import 仓库根目录下的 book_utils。"""
@@ -23,11 +25,12 @@ def drop_widget_state(app, pagename, templatename, context, doctree):
 def arrange_buttons(app, pagename, templatename, context, doctree):
     """页头按钮只留读者用得上的，文字用中文。
 
-    主题给每页都放 Colab、Binder 和源文件的下载；没有代码的页用不上前两个，读者用不上后一个。
+    主题给每页都放 Colab、Binder 和源文件的下载；没有配对笔记本的页用不上前两个，读者用不上后一个。
     """
     groups = {button["label"]: button for button in context["header_buttons"]}
     arranged = []
-    if "kernelspec" in app.env.metadata.get(pagename, {}):
+    paired = has_notebook(app, pagename)
+    if paired:
         launch = groups["launch-buttons"]
         launch["tooltip"] = "在线运行本章"
         for button in launch["buttons"]:
@@ -40,6 +43,8 @@ def arrange_buttons(app, pagename, templatename, context, doctree):
             "download-notebook-button": ("笔记本", "下载本章的笔记本（.ipynb）"),
             "download-pdf-button": ("打印", "打印本页，或存成 PDF"),
         }
+        if not paired:
+            del texts["download-notebook-button"]
         download["buttons"] = [b for b in download["buttons"] if b["label"] in texts]
         for button in download["buttons"]:
             button["text"], button["tooltip"] = texts[button["label"]]

@@ -107,7 +107,7 @@ def definitions(app) -> dict[str, list[str]]:
     for docname in pages:
         for item in app.env.get_doctree(docname).findall(nodes.definition_list_item):
             names = [term for term in item.findall(nodes.term) if term["ids"]]
-            text = "".join(f"<p>{formatted(p)}</p>" for p in item.findall(nodes.paragraph))
+            text = f"<p>{formatted(next(item.findall(nodes.paragraph)))}</p>"      # 后一段是讲到它的章节
             for term in names:
                 found |= dict.fromkeys(term["ids"], [" ".join(name.astext() for name in names), text])
     return found
@@ -123,6 +123,11 @@ def glossary_data(app, body: str) -> str:
     return f'<script type="application/json" id="book-terms">{data}</script>'
 
 
+def has_notebook(app, pagename: str) -> bool:
+    """有没有配对的笔记本：各章都有，前言虽有代码却没有。"""
+    return Path(app.srcdir, f"{pagename}.ipynb").is_file()
+
+
 def link_paired_notebook(app, pagename: str, context: dict) -> None:
     """主题的下载按钮给的是 myst-nb 转出的笔记本，正文还是 MyST；换成配对的、能直接运行的那一份。"""
     for button in find_buttons(context, "download-buttons"):
@@ -136,7 +141,7 @@ def add_to_page(app, pagename, templatename, context, doctree):
     link_paired_notebook(app, pagename, context)
     body = context["body"]
     terms = glossary_data(app, body)
-    if "kernelspec" in app.env.metadata.get(pagename, {}):
+    if has_notebook(app, pagename):
         body = body.replace("</h1>", "</h1>" + chapter_facts(app, pagename, context, doctree), 1)
     context["body"] = breadcrumb(app, pagename, context) + body + terms
 

@@ -124,7 +124,8 @@ def glossary_record(item: nodes.definition_list_item, url: str, page: str, above
     anchor = next((id for id in ids if not re.fullmatch(r"term-\d+", id)), ids[0])
     title = names[0] + (f"（{'，'.join(names[1:])}）" if names[1:] else "")
     record = Record(f"{url}#{anchor}", title, page, above, "term", names)
-    return fill(record, list(item.findall(nodes.definition)))
+    definition = next(item.findall(nodes.definition))
+    return fill(record, definition.children[:1])        # 后一段是讲到它的章节
 
 
 def section_records(section: nodes.section, url: str, page: str, above: list[str]) -> Iterator[Record]:

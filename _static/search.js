@@ -298,7 +298,7 @@
     const asked = `<q>${escapeHtml(text)}</q>`;
     const count = `${grouped(results).length} 页、${results.length} 处`;
     if (!results.length) {
-      return `没有找到 ${asked}。可以换一个说法，少写几个字，或者从 <a href="${new URL("index.html", root)}#术语表">术语表</a> 和左边的目录找起。`;
+      return `没有找到 ${asked}。可以换一个说法，少写几个字，或者从 <a href="${new URL("glossary.html", root)}">术语表</a> 和左边的目录找起。`;
     }
     if (instead) {
       const link = `${new URL("search.html", root)}?q=${encodeURIComponent(instead)}`;

@@ -71,6 +71,10 @@ def test_boxes_and_folded_answers(convert):
     )
 
 
+def test_terms_and_sections(convert):
+    assert convert("这叫{newterm}`速度`，见 {sec}`3.6.2 节`；{newterm}`管子 <管线>`。") == ["这叫**速度**，见 3.6.2 节；**管子**。"]
+
+
 def test_citations_name_authors_and_link(convert):
     (text,) = convert("如 DDPM {cite:p}`ho,kb` 所说，{cite:t}`ho` 与 {cite:t}`missing`。")
     assert text == (

@@ -11,7 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
-PAGES = [*CHAPTERS, ROOT / "index.md", ROOT / "README.md"]
+PAGES = [*CHAPTERS, *(ROOT / name for name in ("index.md", "glossary.md", "notation.md", "README.md"))]
 # 术语各有一个固定的说法；“您”与全书的口吻不合；其余是没写完的痕迹
 FORBIDDEN = ["取样", "管道", "管理器", "迭代周期", "损坏过程", "您", "TODO", "待补充", "敬请期待"]
 MACHINE_PATH = re.compile(r"(?<![\w./:-])/(?:work|root|home|tmp|Users|mnt)/\w|[A-Z]:\\\\?\w")

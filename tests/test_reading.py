@@ -223,7 +223,7 @@ def test_glossary_tip_on_focus_and_escape(own_chapter):
     link.focus()
     assert tip.is_visible()
     assert link.get_attribute("aria-describedby") == tip.get_attribute("id")
-    definition = re.search(r"退化过程\nCorruption Process\n {2}(.+)", (ROOT / "index.md").read_text("utf-8"))[1]
+    definition = re.search(r"退化过程\nCorruption Process\n {2}(.+)", (ROOT / "glossary.md").read_text("utf-8"))[1]
     assert "退化过程 Corruption Process" in tip.inner_text() and definition in tip.inner_text()
     page.keyboard.press("Escape")
     assert not tip.is_visible()
@@ -265,7 +265,7 @@ def test_glossary_tip_on_touch(browser, site):
     link.tap()
     tip_of(page).wait_for(state="visible")
     link.tap()
-    page.wait_for_url(re.compile(r"index\.html#term-"))
+    page.wait_for_url(re.compile(r"glossary\.html#term-"))
     context.close()
 
 

@@ -303,7 +303,7 @@ def test_works_under_a_sub_path(browser, site):
         open_dialog(page)
         ask(page, "梯度累加", "#pst-search-dialog")
         page.click("#pst-search-dialog .book-search-list a >> nth=0")
-        page.wait_for_url("**/some/sub/path/index.html#term-*")
+        page.wait_for_url("**/some/sub/path/glossary.html#term-*")
         open_dialog(page)
         ask(page, "采样", "#pst-search-dialog")
         page.keyboard.press("Enter")

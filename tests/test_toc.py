@@ -94,7 +94,7 @@ def test_site_lists_parts_and_chapters_in_order():
 
 
 def test_glossary_terms_are_defined():
-    text = (ROOT / "index.md").read_text(encoding="utf-8")
+    text = (ROOT / "glossary.md").read_text(encoding="utf-8")
     for term in TOC["glossary"]:
         assert term["zh"] in text and term["en"].casefold() in text.casefold(), f"术语表里缺少 {term['zh']}（{term['en']}）"
 

@@ -150,7 +150,9 @@ class PlainMarkdown:
         if name == "numref":
             number = self.figures.get(target, target)
             return title.replace("%s", number).replace("{number}", number) if title else self.figure_format % number
-        return title or content                 # term、ref、doc 等：只留文字
+        if name == "newterm":
+            return f"**{title or content}**"
+        return title or content                 # term、sec、ref、doc 等：只留文字
 
     def _cite(self, keys: list[str], textual: bool) -> str:
         shown = []
