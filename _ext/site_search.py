@@ -216,6 +216,8 @@ def record_html(record: Record, order: int) -> str:
         "above": " › ".join(record.above), "kind": record.kind, "order": str(order), "defines": " ".join(record.defines),
     }
     tags = "".join(f'<i data-pagefind-meta="{key}:{html.escape(value)}"></i>' for key, value in meta.items() if value)
+    # 文献有上百条，又短，Pagefind 总把它们排在前面；分成两组，各取各的候选
+    tags += f'<i data-pagefind-filter="group:{"citation" if record.kind == "citation" else "text"}"></i>'
     prose = "".join(f"<p>{html.escape(text)}</p>" for text in record.prose if text)
     code = "".join(f"<p>{html.escape(text)}</p>" for text in [CODE_BELOW, *record.code] if text)
     return (

@@ -7,6 +7,7 @@
 (() => {
   const root = new URL("..", document.currentScript.src);     // 网站的根，部署在子路径下也对
   const CANDIDATES = 40;          // 每次取回多少节来比对
+  const CITATIONS = 10;           // 以及多少条文献
   const PER_PAGE = 4;             // 搜索框里每页最多列几处
   const STORE = "book-search-words";
   const CODE_BELOW = "␞";         // 一份里正文与代码的分界，见 _ext/site_search.py
@@ -127,9 +128,18 @@
     return engine;
   }
 
-  // 逐词查，合起来：含的词越多越靠前，其次看 Pagefind 的分数
+  // 正文与文献各取各的候选，合起来；稀罕的词更要紧
   async function candidates(pagefind, terms) {
-    const answers = await Promise.all(terms.map(term => pagefind.search(term)));
+    const [texts, citations] = await Promise.all([
+      inGroup(pagefind, terms, "text", CANDIDATES), inGroup(pagefind, terms, "citation", CITATIONS),
+    ]);
+    const rarity = terms.map((_, i) => 1 / Math.log2(2 + texts.counts[i] + citations.counts[i]));
+    return {records: [...texts.records, ...citations.records], rarity};
+  }
+
+  // 在一组里逐词查：含的词越多越靠前，其次看 Pagefind 的分数
+  async function inGroup(pagefind, terms, group, limit) {
+    const answers = await Promise.all(terms.map(term => pagefind.search(term, {filters: {group}})));
     const merged = new Map();
     answers.forEach(({results}) => {
       const top = results[0]?.score || 1;
@@ -140,14 +150,13 @@
         merged.set(result.id, entry);
       }
     });
-    const rarity = answers.map(({results}) => 1 / Math.log2(2 + results.length));
-    const ordered = [...merged.values()].sort((a, b) => b.hits - a.hits || b.score - a.score).slice(0, CANDIDATES);
+    const ordered = [...merged.values()].sort((a, b) => b.hits - a.hits || b.score - a.score).slice(0, limit);
     const records = await Promise.all(ordered.map(async entry => {
       const {meta, content} = await entry.result.data();
       const text = content.replaceAll("\u200b", "").trim();
       return {above: "", defines: "", ...meta, text: text.slice(meta.title.length).replace(/^[.\s]+/, "").replace(/([。；：？！])\s+/g, "$1"), found: entry.score};
     }));
-    return {records, rarity};
+    return {records, counts: answers.map(({results}) => results.length)};
   }
 
   // 一节有多合用：先看标题是不是所查的，再看正文；标题越合，正文越不要紧
@@ -180,7 +189,7 @@
     let score = heading + body;
     if (heading >= 70) score = heading + level + body / 5;
     if (heading >= 112) score = heading + level - record.order / 1000;      // 几章都有的标题，在前的优先
-    return {...record, covered, score: record.kind === "citation" ? score / 3 : score};     // 文献里的词只作补充
+    return {...record, covered, score: record.kind === "citation" ? score / 6 : score};     // 文献里的词只作补充
   }
 
   async function findOnce(pagefind, query) {

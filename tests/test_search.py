@@ -94,7 +94,7 @@ def test_sphinx_search_is_gone():
 
 def test_only_needed_files_are_shipped():
     names = {path.name.split(".")[0] for path in BUNDLE.iterdir()}
-    assert names == {"fragment", "index", "pagefind", "pagefind-entry", "pagefind-worker", "wasm", "words"}
+    assert names == {"filter", "fragment", "index", "pagefind", "pagefind-entry", "pagefind-worker", "wasm", "words"}
 
 
 def test_glossary_names_mean_the_same():
@@ -220,7 +220,7 @@ def test_keyboard(site, browser):
         page.keyboard.press("Enter")
         page.wait_for_selector("#pst-search-dialog:not([open])", state="attached")
         assert unquote(page.url).endswith("#练习")
-        assert page.evaluate("CSS.highlights.get('book-search').size") > 0, "到了那一节，所查的词没有标出来"
+        page.wait_for_function("CSS.highlights.get('book-search')?.size > 0")       # 到了那一节，所查的词要标出来
         page.keyboard.press("Escape")
         assert page.evaluate("CSS.highlights.has('book-search')") is False
 
