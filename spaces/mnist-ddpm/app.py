@@ -26,14 +26,14 @@ pipeline.set_progress_bar_config(disable=True)
 
 
 def draw(seed: int, steps: int) -> Image.Image:
-    """由种子和步数画出一行八个数字。同样的输入总是得到同样的图。"""
+    """由种子和步数画出两行八个数字。同样的输入总是得到同样的图。"""
     generator = torch.Generator().manual_seed(int(seed))
     digits = pipeline(batch_size=8, generator=generator, num_inference_steps=int(steps)).images
-    row = Image.new("L", (8 * 28, 28))
+    sheet = Image.new("L", (4 * 28, 2 * 28))
     for i, digit in enumerate(digits):
-        row.paste(digit, (28 * i, 0))
+        sheet.paste(digit, (i % 4 * 28, i // 4 * 28))
     # 反色成白纸黑字，放大四倍
-    return ImageOps.invert(row).resize((8 * 112, 112), Image.Resampling.NEAREST)
+    return ImageOps.invert(sheet).resize((4 * 112, 2 * 112), Image.Resampling.NEAREST)
 
 
 demo = gr.Interface(
@@ -42,8 +42,10 @@ demo = gr.Interface(
         gr.Slider(0, 99, value=0, step=1, label="种子"),
         gr.Slider(2, 30, value=10, step=1, label="步数"),
     ],
-    outputs=gr.Image(label="从噪声生成的数字", format="png"),
+    outputs=gr.Image(show_label=False, format="png", buttons=["download"]),
     title="MNIST 扩散模型",
+    submit_btn="生成",
+    clear_btn="清空",
     api_name="draw",
     flagging_mode="never",
 )
