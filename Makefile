@@ -19,11 +19,11 @@ export MALLOC_TOP_PAD_        := 268435456
 
 # 网站由这些文件决定；其中一个比上次建成的网站新，才重建
 CODE    := $(wildcard book_utils/*.py) $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
-SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb))
+SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb spaces/*/*))
 ASSETS  := $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test serve notebooks reproduce bench evaluate clean
+.PHONY: help setup book test serve space notebooks reproduce bench evaluate clean
 .DELETE_ON_ERROR:
 
 help: ## 列出所有目标
@@ -33,7 +33,7 @@ help: ## 列出所有目标
 setup: $(READY) $(NPM) ## 建立 .venv 并安装所需的包（其他目标会自动先做这一步）
 	@echo "环境在 .venv，用 .venv/bin/python 运行书里的代码。"
 
-$(READY): requirements.txt constraints.txt
+$(READY): requirements.txt constraints.txt $(wildcard spaces/packages.txt)
 	@sh tools/setup.sh
 
 # 网站用的浏览器脚本；npm 装完才写下这个文件
@@ -68,6 +68,9 @@ test: book ## 运行全部测试（先建网站）
 serve: book ## 在本机打开网站：http://127.0.0.1:8000（换端口：make serve PORT=8080）
 	@echo "在浏览器里打开 http://127.0.0.1:$(PORT) ，按 Ctrl+C 结束。"
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+space: $(READY) ## 在本机运行 2.1 节的演示程序：http://127.0.0.1:7860
+	@PYTHONPATH=.venv/space-packages $(PYTHON) spaces/mnist-ddpm/app.py
 
 notebooks: $(READY) ## 重新生成并执行与各章配对的 .ipynb（全部强制执行：make notebooks FORCE=1）
 	$(PYTHON) tools/notebooks.py write $(if $(FORCE),--force)

@@ -83,6 +83,12 @@ def test_citations_name_authors_and_link(convert):
     )
 
 
+def test_included_files_are_shown(convert, tmp_path):
+    (tmp_path / "app.py").write_text("x = {1}\n", encoding="utf-8")
+    (text,) = convert("前\n\n```{literalinclude} ../app.py\n:language: python\n```\n\n后")
+    assert text == "前\n\n```python\nx = {1}\n```\n\n后"
+
+
 def test_labels_and_comments_disappear_but_code_stays(convert):
     (text,) = convert("(sec-a)=\n## 节\n% 注释\n```python\n(sec-a)=\n{eq}`a`\n```")
     assert text == "## 节\n```python\n(sec-a)=\n{eq}`a`\n```"

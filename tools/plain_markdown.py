@@ -110,6 +110,9 @@ class PlainMarkdown:
             image = f"![{options.get('alt', '')}]({self._embed(argument)})"
             caption = inner.strip()
             return f"{image}\n\n{self._caption(options.get('name', ''), caption)}" if caption else image
+        if name == "literalinclude":            # 书里照抄的文件：笔记本里放进它的内容
+            code = (self.source.parent / argument).read_text(encoding="utf-8").rstrip("\n")
+            return f"```{options.get('language', '')}\n{code}\n```\n"
         if name == "dropdown":
             return f"<details>\n<summary>{argument}</summary>\n\n{self.text(inner)}\n\n</details>\n"
         if name in TITLES or name in ("admonition", "margin", "sidebar", "topic"):

@@ -71,6 +71,14 @@ echo "[2/3] 安装 pip $PIP_VERSION"
 install --quiet "pip==$PIP_VERSION"
 echo "[3/3] 安装 requirements.txt 里的包（首次约需下载 1.6 GB）"
 install -r "$ROOT/requirements.txt" -c "$ROOT/constraints.txt"
+
+# 演示程序（2.1 节）的包与本书的不相容，装在旁边的文件夹里；清单没有变就不重装
+if [ -f "$ROOT/spaces/packages.txt" ] && ! cmp -s "$ROOT/spaces/packages.txt" "$VENV/space-packages/packages.txt"; then
+    echo "      再装 2.1 节演示程序的包（约下载 41 MB）"
+    rm -rf "$VENV/space-packages"
+    install --quiet --no-deps --target "$VENV/space-packages" -r "$ROOT/spaces/packages.txt"
+    cp "$ROOT/spaces/packages.txt" "$VENV/space-packages/packages.txt"
+fi
 rm -rf "$VENV/.tmp"
 
 # —— 5. 让 import book_utils 在任何文件夹里都能用，包括在 JupyterLab 里打开的笔记本 ——
