@@ -18,6 +18,8 @@ CITED = {
     for key in group.split(",")
 }
 VENUES = ("journal", "booktitle", "publisher", "institution", "school", "howpublished", "eprint")
+LATER_ON_ARXIV = {"ho2021classifier"}       # 先在研讨会上发表，第二年才放到 arXiv
+SHORT_NAMES = {"bfl": "blackforestlabs"}
 each_entry = pytest.mark.parametrize("key", list(ENTRIES))
 
 
@@ -51,11 +53,14 @@ def test_entry_is_complete(key):
 
 
 @each_entry
-def test_authors_are_all_listed(key):
-    for person in ENTRIES[key].persons["author"]:
-        name = plain(str(person))
-        assert name not in ("others", "etal"), "作者要列全，不写 others"
-        assert person.last_names, f"{person} 没有姓"
+def test_authors_are_named(key):
+    """作者列全；很长的名单至少列十位，再写 others。"""
+    authors = ENTRIES[key].persons["author"]
+    names = [plain(str(person)) for person in authors]
+    assert all(person.last_names for person in authors)
+    assert "etal" not in names
+    if "others" in names:
+        assert names.index("others") == len(names) - 1 >= 10
 
 
 @each_entry
@@ -72,19 +77,19 @@ def test_identifiers_are_well_formed(key):
     if number:
         submitted, month = 2000 + int(number[:2]), int(number[2:4])
         assert 1 <= month <= 12
-        assert submitted <= int(fields["year"]), f"arXiv 编号 {number} 是 {submitted} 年的，比发表还晚"
+        assert submitted <= int(fields["year"]) or key in LATER_ON_ARXIV, f"arXiv 编号 {number} 是 {submitted} 年的，比发表还晚"
 
 
 @each_entry
 def test_key_is_author_year_word(key):
-    """键是第一作者的姓、年份、题目里的一个词，全小写。"""
+    """键是作者的姓或机构名、年份、题目里的词，全小写。"""
     entry = ENTRIES[key]
-    match = re.fullmatch(r"([a-z]+)(\d{4})([a-z0-9]*)", key)
+    match = re.fullmatch(r"([a-z]+)(\d{4})([a-z0-9]+)", key)
     assert match and match[2] == entry.fields["year"]
-    first = entry.persons["author"][0]
-    surname = plain("".join(first.prelast_names + first.last_names))
-    assert match[1] == surname or match[1] == plain("".join(first.last_names)), f"第一作者姓 {surname}"
-    assert match[3] and match[3] in plain(entry.fields["title"]), "键的最后一段应取自题目"
+    name = SHORT_NAMES.get(match[1], match[1])
+    leading = entry.persons["author"][:2]           # 机构在前、人名在后的，取哪一个都行
+    assert any(name in plain(" ".join(person.prelast_names + person.last_names)) for person in leading)
+    assert match[3] in plain(entry.fields["title"].replace("++", "pp")), "键的最后一段应取自题目"
 
 
 @pytest.mark.parametrize("value", ["title", "doi", "arxiv"])
