@@ -13,8 +13,8 @@ TOC = yaml.safe_load((ROOT / "tests" / "toc.yml").read_text(encoding="utf-8"))
 
 
 def normalize(title: str) -> str:
-    """全角半角、大小写、空格的差别不算，“主题-说明”与“主题：说明”也算相同。"""
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", title).casefold()).replace("-", ":")
+    """全角半角、大小写、空格的差别不算，“主题-说明”与“主题：说明”算相同，末尾的冒号也不算。"""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", title).casefold()).replace("-", ":").rstrip(":")
 
 
 def headings(path: Path) -> list[tuple[int, str, str]]:
