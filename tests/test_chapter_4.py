@@ -23,7 +23,7 @@ def chapter_namespace() -> dict:
     from diffusers import DDPMScheduler
     from safetensors.torch import load_file, save_file
     from torch.nn import functional as F
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     names = {
         "torch": torch, "DDPMScheduler": DDPMScheduler, "F": F, "tqdm": tqdm, "os": os,
