@@ -83,6 +83,11 @@ def train_autoencoder(options) -> tuple[AutoencoderKL, History]:
 
 # —— 第二步 ——
 
+def training_images() -> torch.Tensor:
+    """UNet 的训练图，uint8，形状 (N_IMAGES, 3, 64, 64)；测量时也用它来查有没有背下训练图。"""
+    return butterfly_images(N_IMAGES, IMAGE_SIZE, seed=32)[0]
+
+
 @torch.no_grad()
 def training_latents(vae: AutoencoderKL, cache: Path, device: str) -> torch.Tensor:
     """训练图的潜变量，float16，形状 (N_IMAGES, 4, 16, 16)，还没有乘 scaling_factor；存在 cache 里。
@@ -95,10 +100,9 @@ def training_latents(vae: AutoencoderKL, cache: Path, device: str) -> torch.Tens
         tensors, notes = load_state(cache)
         if notes == made_from:
             return tensors["latents"]
-    images = butterfly_images(N_IMAGES, IMAGE_SIZE, seed=32)[0]
     latents = torch.cat([
         vae.encode(batch.to(device) / 127.5 - 1).latent_dist.mean.half().cpu()
-        for batch in tqdm(images.split(64), desc="编码", unit="批")
+        for batch in tqdm(training_images().split(64), desc="编码", unit="批")
     ])
     save_state(cache, {"latents": latents}, made_from)
     return latents
