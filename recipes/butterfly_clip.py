@@ -5,14 +5,14 @@
 用法：python recipes/butterfly_clip.py
 """
 
-import json
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import torch
 from common import load_as_float32, parser, save_model
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -31,7 +31,7 @@ from book_utils.captions import ATTRIBUTES
 N_IMAGES = 20_000
 IMAGE_SIZE = 64
 N_CAPTIONS = 8              # 每张图预先写好几句说明，一半中文，一半英文
-CONTEXT_LENGTH = 40         # 一句说明至多几个词元；最长的中文说明约 38 个
+CONTEXT_LENGTH = 48         # 一句说明至多几个词元；训练用的最长 40 个，读者写的可以再长一些
 WIDTH = 128
 N_EPOCHS, BATCH_SIZE = 20, 128
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -61,30 +61,51 @@ def write_captions(
     return texts, torch.tensor(told).view(len(butterflies), n_captions, len(ATTRIBUTES))
 
 
+def learn_merges(words: Counter) -> list[tuple[str, str]]:
+    """字节对编码（BPE）：反复把最常相邻的两个符号并成一个，直到每个词都是一个词元。
+
+    参数：
+        words: 词 → 出现次数；词由字节的代号组成，词尾的符号另带 ``</w>``。
+    返回：
+        依次合并的符号对。同样的 words 总得到同样的次序（次数相同时取字典序最后的），续训时词表才不会变；
+        tokenizers 库的 BpeTrainer 没有这个保证。
+    """
+    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges = []
+    while True:
+        pairs = Counter()
+        for word, parts in splits.items():
+            for pair in zip(parts, parts[1:], strict=False):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for parts in splits.values():
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i : i + 2] = ["".join(best)]
+                i += 1
+
+
 def learn_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """由说明学出词表：英文用字节对编码（BPE），学到整词；每个汉字是一个词元。
+    """由说明学出词表：英文用字节对编码，学到整词；每个汉字是一个词元。
 
     汉字之间没有空格，BPE 会学出“色的”这样跨词的词元，同一个词于是有几种切法；一字一词元就没有这回事。
     词表以 256 个字节打底（词尾的另算），没有见过的字也切得开，不会变成未知词。
     """
     blank = CLIPTokenizer().backend_tokenizer           # 只借它的大小写、空白与断词规则
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
-    english = [re.sub(r"[^\x00-\x7f]+", " ", text) for text in texts]
-    trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(english, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    english = " ".join(re.sub(r"[^\x00-\x7f]+", " ", text) for text in texts)
+    pieces = blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(english))
+    merges = learn_merges(Counter(piece for piece, _ in pieces))
 
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for character in sorted(set("".join(texts))):
         if not character.isascii():                     # UTF-8 里一个汉字三个字节：合并两次
-            *head, last = to_bytes.pre_tokenize_str(character)[0][0]
-            left = head[0]
-            for symbol in head[1:]:
-                merges.append((left, symbol))
-                left += symbol
-            merges += [(left, last), (left, last + "</w>")]
-    merges = list(dict.fromkeys(merges))
+            first, second, third = to_bytes.pre_tokenize_str(character)[0][0]
+            merges += [(first, second), (first + second, third), (first + second, third + "</w>")]
+    merges = list(dict.fromkeys(merges))                # 有些汉字的头两个字节相同
 
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(pair) for pair in merges]

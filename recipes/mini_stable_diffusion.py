@@ -7,9 +7,11 @@
 
 用法：python recipes/mini_stable_diffusion.py
       python recipes/mini_stable_diffusion.py --stage autoencoder    只做第一步，这时还不需要 butterfly-clip
+中断后再运行，从中断的那一步接着做；--max-steps 在每一步里都至多走这么多步，第一步没有走完就不做后面的。
 """
 
 import hashlib
+import math
 from pathlib import Path
 
 import torch
@@ -180,12 +182,15 @@ class UNetLoss:
 def main(arguments: list[str] | None = None):
     options = parser(__doc__.splitlines()[0], "mini-stable-diffusion")
     options.add_argument("--stage", choices=("autoencoder", "all"), default="all", help="autoencoder：只做第一步")
-    options.add_argument("--clip", help="butterfly-clip 的文件夹，默认用随书的")
+    options.add_argument("--clip", type=Path, help="butterfly-clip 的文件夹，默认用随书的")
     options = options.parse_args(arguments)
-    clip = options.clip or (resolve("butterfly-clip") if options.stage == "all" else None)    # 没有它就早些说
+    if options.stage == "all":                  # 没有 butterfly-clip 就早些说，不要等自编码器训练完
+        clip = options.clip or Path(resolve("butterfly-clip"))
+        if not clip.is_dir():
+            raise FileNotFoundError(f"没有找到 butterfly-clip 的文件夹 {clip}。请先运行 recipes/butterfly_clip.py。")
     vae, vae_history = train_autoencoder(options)
-    if options.stage == "autoencoder":
-        return
+    if options.stage == "autoencoder" or len(vae_history.losses) < VAE_EPOCHS * math.ceil(VAE_IMAGES / VAE_BATCH):
+        return                                  # 自编码器没有训练完，潜变量还会变，UNet 学了也不算数
 
     cache = options.checkpoint.with_stem(options.checkpoint.stem + "-latents")
     latents = training_latents(vae, cache, options.device)
