@@ -35,7 +35,7 @@ KL_WEIGHT = 2e-6
 
 # 第二、三步：条件 UNet
 UNET_CHANNELS = (64, 128, 192)  # 边长 16、8、4 三级
-N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 16, 64
+N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 16, 32
 N_CAPTIONS = 8                  # 每张图的说明，一半中文，一半英文
 DROP_CAPTION = 0.1              # 这么多的说明换成空的，采样时才能用无分类器引导
 SNR_CAP = 5.0
@@ -164,7 +164,8 @@ class UNetLoss:
 
         # 把 0 … 1000 分成 B 段，每段抽一个时间步：每批都有各种噪声量，损失的起伏小得多
         spots = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (spots * self.scheduler.config.num_train_timesteps).long()
+        n_timesteps = self.scheduler.config.num_train_timesteps
+        timesteps = (spots * n_timesteps).long().clamp(max=n_timesteps - 1)     # 舍入可能恰好到 1000
         # 压低噪声极少的时间步：权重 min(SNR + 1, γ + 1) / (SNR + 1)。min-SNR（Hang 等，2023）的
         # min(SNR, γ) / (SNR + 1) 在纯噪声处是 0，而颜色与位置正是在那里定下的，所以各加 1
         snr = self.snr[timesteps]
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None):
     unet, scheduler = build_unet(text_encoder.config.hidden_size), build_scheduler()
     history = fit(
         unet, (latents * scale, tokens), UNetLoss(text_encoder, encode(tokenizer, [""]), scheduler),
-        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=8e-4, lr_decay=True, ema_decay=0.999,
+        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=6e-4, lr_decay=True, ema_decay=0.9995,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:

@@ -3,12 +3,21 @@
 import functools
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
-from book_utils import Butterfly, attribute_labels, fit, random_attributes, random_butterflies, random_caption
+from book_utils import (
+    Butterfly,
+    ButterflyJudge,
+    attribute_labels,
+    fit,
+    random_attributes,
+    random_butterflies,
+    random_caption,
+)
 from book_utils.butterflies import CHOICES
 from book_utils.captions import ATTRIBUTES
 from conftest import ROOT
@@ -18,6 +27,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 sys.path.insert(0, str(ROOT / "recipes"))
 import butterfly_clip  # noqa: E402  先把 recipes 加入路径
+import evaluate  # noqa: E402
+import evaluate_butterflies  # noqa: E402
 import mini_stable_diffusion  # noqa: E402
 
 each_language = pytest.mark.parametrize("language", ["zh", "en"])
@@ -274,7 +285,7 @@ def test_pipeline_folder(small):
 
 @pytest.mark.parametrize("recipe", [butterfly_clip, mini_stable_diffusion], ids=lambda recipe: recipe.__name__)
 def test_stopped_training_ends_the_same(small, recipe, tmp_path):
-    """走几步就停（不写模型），再运行一次走完：与一口气走完的一位不差。
+    """走几步就停（不写模型），再运行一次走完：损失与一口气走完的相同，权重只差浮点数的末位。
 
     自编码器共 4 步，其余都是 6 步：停在自编码器途中两次，停在 UNet 途中一次。
     """
@@ -284,7 +295,9 @@ def test_stopped_training_ends_the_same(small, recipe, tmp_path):
     folder = train(recipe, tmp_path, *options)
     for path in small[recipe].rglob("*.safetensors"):
         ours, theirs = load_file(folder / path.relative_to(small[recipe])), load_file(path)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in theirs)
+    ours, theirs = (json.loads((path / "training.json").read_text()) for path in (folder, small[recipe]))
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
 
 
 def test_latents_are_encoded_once(small, tmp_path):
@@ -302,3 +315,77 @@ def test_latents_are_encoded_once(small, tmp_path):
 def test_clip_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="没有找到 butterfly-clip"):
         train(mini_stable_diffusion, tmp_path, "--clip", str(tmp_path / "none"))
+
+
+# —— 测量 ——
+
+class TruthfulJudge:
+    """红色通道的左上角写着这是第几只蝴蝶，照着说出它的属性；第 0 只认作不是蝴蝶。"""
+
+    def __init__(self, butterflies):
+        self.butterflies = butterflies
+
+    def to(self, device):
+        return self
+
+    def describe(self, images):
+        indices = [round(value.item() * 255) for value in images[:, 0, 0, 0]]
+        return torch.tensor([i > 0 for i in indices]).float(), [vars(self.butterflies[i]) for i in indices]
+
+
+def test_agreement_counts(monkeypatch):
+    butterflies = [Butterfly(), Butterfly(), Butterfly("red"), Butterfly(pattern="spotted", background="black")]
+    monkeypatch.setattr(evaluate_butterflies, "butterfly_judge", lambda: TruthfulJudge(butterflies))
+    images = torch.zeros(4, 3, 8, 8)
+    images[:, 0, 0, 0] = torch.arange(4) / 255
+    # 所要的都是橙色、素面、白背景；第 0 张认不出是蝴蝶，每一项都算错
+    rates = evaluate_butterflies.agreement(images, [Butterfly()] * 4)
+    assert rates == {
+        "is_butterfly": 0.75, "wing_color": 0.5, "pattern": 0.5, "background": 0.5, "size": 0.75, "position": 0.75,
+        "color_and_pattern": 0.25,
+    }
+
+
+def test_figures_by_hand():
+    black, gray = torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.1)
+    assert torch.allclose(evaluate_butterflies.psnr(gray, black), torch.tensor(20.0))
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    blurred = torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)
+    assert evaluate_butterflies.sharpness(blurred) < 0.5 * evaluate_butterflies.sharpness(noise)
+    assert evaluate_butterflies.sharpness(gray) == 0
+    pair = torch.stack([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)], dim=1)     # 每行一黑一白
+    assert evaluate_butterflies.spread(pair) == pytest.approx(1)
+    training = torch.nn.functional.interpolate(noise, size=(32, 32), mode="area").flatten(1)
+    assert evaluate_butterflies.nearest(noise, training) < 1e-2 < evaluate_butterflies.nearest(1 - noise, training)
+
+
+@each_language
+def test_prompts_for_measuring_are_distinct(language):
+    butterflies = evaluate_butterflies.distinct_butterflies(100, seed=1, held_out=language == "en")
+    assert len({tuple(getattr(b, name) for name in ATTRIBUTES) for b in butterflies}) == 100
+    prompts = evaluate_butterflies.write_prompts(butterflies, seed=1)
+    unseen = evaluate_butterflies.write_unseen_prompts(butterflies)
+    for texts in (prompts, unseen):
+        assert all(text.isascii() == bool(i % 2) for i, text in enumerate(texts))    # 一半中文
+    assert len(set(unseen)) == 100
+
+
+def test_evaluation_of_small_models(small, tmp_path, monkeypatch):
+    """小模型没有学会什么，但每一个数都量得出来，模型卡写得出来。"""
+    names = {"butterfly-clip": small[butterfly_clip], "mini-stable-diffusion": small[mini_stable_diffusion]}
+    for module in (evaluate, evaluate_butterflies):
+        monkeypatch.setattr(module, "MODELS_ROOT", tmp_path)
+    monkeypatch.setattr(evaluate_butterflies, "resolve", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(evaluate_butterflies, "butterfly_judge", lambda: ButterflyJudge().eval())
+    monkeypatch.setattr(evaluate_butterflies, "N_STEPS", 1)
+    monkeypatch.setattr(evaluate_butterflies, "DEVICE", torch.device("cpu"))
+    for name, folder in names.items():
+        shutil.copytree(folder, tmp_path / name)
+        options = {"n_sets": 1, "set_size": 8} if name == "butterfly-clip" else {"n_prompts": 12}
+        result = evaluate.EVALUATIONS[name](name, **options) | {"machine": "CPU"}
+        evaluate.write_card(name, json.loads(json.dumps(result)))
+        card = (tmp_path / name / "README.md").read_text()
+        assert "nan" not in card
+        assert "训练：6 步" in card and "## 测量" in card
+    assert "自编码器：4 步" in card and card.count("| 引导 ") == 9
+    assert (tmp_path / "mini-stable-diffusion" / "samples.png").stat().st_size > 10_000
