@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None):
     model = build_model(tokenizer)
     history = fit(
         model, (images, attribute_labels(butterflies), tokens, told), batch_loss,
-        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=7e-4, lr_decay=True,
+        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=1e-3, lr_decay=True,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:
