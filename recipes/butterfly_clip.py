@@ -12,9 +12,9 @@ from collections import Counter
 import numpy as np
 import torch
 from common import load_as_float32, parser, save_model
-from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from book_utils import (
     Butterfly,
@@ -100,15 +100,14 @@ def learn_tokenizer(texts: list[str]) -> CLIPTokenizer:
     pieces = blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(english))
     merges = learn_merges(Counter(piece for piece, _ in pieces))
 
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    symbols = bytes_to_unicode()                        # 字节 → 代号，一个可见的字符
     for character in sorted(set("".join(texts))):
         if not character.isascii():                     # UTF-8 里一个汉字三个字节：合并两次
-            first, second, third = to_bytes.pre_tokenize_str(character)[0][0]
+            first, second, third = (symbols[byte] for byte in character.encode())
             merges += [(first, second), (first + second, third), (first + second, third + "</w>")]
     merges = list(dict.fromkeys(merges))                # 有些汉字的头两个字节相同
 
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(pair) for pair in merges]
+    tokens = [*symbols.values(), *(symbol + "</w>" for symbol in symbols.values()), *map("".join, merges)]
     tokens = [*dict.fromkeys(tokens), BOS, EOS]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=CONTEXT_LENGTH
