@@ -10,6 +10,7 @@ from .butterflies import (
     random_butterfly,
     render_butterfly,
 )
+from .captions import random_attributes, random_caption
 from .corruption import corrupt
 from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
 from .device import get_device, set_seed

@@ -41,7 +41,16 @@ def machine(device: str) -> str:
     return f"CPU {name}，{torch.get_num_threads()} 线程，PyTorch {torch.__version__}"
 
 
-def save_model(folder: Path, save_weights, history, device: str, command: str) -> None:
+def load_as_float32(config: Path) -> None:
+    """在 transformers 的 config.json 里写明单精度：权重以半精度存盘，``from_pretrained`` 装入时转成单精度。
+
+    不写明，transformers 就按存盘的精度装入，与 diffusers（总是单精度）不一致，在 CPU 上一起用会报错。
+    """
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2))
+
+
+def save_model(folder: Path, save_weights, history, device: str, command: str, **stages) -> None:
     """写出模型文件夹：权重与配置、SHA256SUMS、训练记录 training.json。
 
     参数：
@@ -50,19 +59,26 @@ def save_model(folder: Path, save_weights, history, device: str, command: str) -
         history: :class:`book_utils.History`。
         device: 训练所用设备。
         command: 从头得到这个模型的命令。
+        stages: 分几步训练的模型，前几步各自的 :class:`book_utils.History`；history 是最后一步的。
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder)
-    notes = {"README.md", "training.json", "evaluation.json", "without_timesteps.json", CHECKSUMS}
+    notes = {"README.md", "training.json", "evaluation.json", "without_timesteps.json", "samples.png", CHECKSUMS}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in notes)
     (folder / CHECKSUMS).write_text("".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files
     ))
-    (folder / "training.json").write_text(json.dumps({
-        "command": command,
-        "steps": len(history.losses),
-        "seconds": round(history.seconds),
-        "machine": machine(device),
-        "losses": [round(loss, 6) for loss in history.losses],
-    }, ensure_ascii=False))
+
+    def record(history):
+        return {
+            "steps": len(history.losses),
+            "seconds": round(history.seconds),
+            "losses": [round(loss, 6) for loss in history.losses],
+        }
+
+    (folder / "training.json").write_text(json.dumps(
+        {"command": command, "machine": machine(device)} | record(history)
+        | {name: record(stage) for name, stage in stages.items()},
+        ensure_ascii=False,
+    ))
     print(f"已写出 {folder}（{sum(path.stat().st_size for path in files) / 1e6:.1f} MB）")

@@ -20,13 +20,19 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
+from evaluate_butterflies import (
+    clip_lines,
+    evaluate_clip,
+    evaluate_mini_stable_diffusion,
+    judge_butterflies,
+    mini_stable_diffusion_lines,
+)
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from book_utils import (
     BasicUNet,
     butterfly_images,
-    butterfly_judge,
     corrupt,
     digit_classifier,
     epoch_means,
@@ -171,14 +177,6 @@ def evaluate_ddpm(name: str, n_samples: int = 300) -> dict:
     }
 
 
-@torch.no_grad()
-def judge_butterflies(images: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    """（裁判有没有九成以上把握是蝴蝶，各张的属性）；images 取值 0 到 1。"""
-    judge = butterfly_judge().to(DEVICE)
-    parts = [judge.describe(part.to(DEVICE)) for part in images.split(500)]
-    return torch.cat([part[0].cpu() for part in parts]) > 0.9, [item for part in parts for item in part[1]]
-
-
 def evaluate_judge(name: str, n_images: int = 2000) -> dict:
     """新画的蝴蝶（含留作检验的组合）上各属性的正确率；各种不是蝴蝶的图像被认作蝴蝶的比例。"""
     result = {"n_images": n_images}
@@ -241,6 +239,8 @@ def evaluate_butterflies_ddpm(name: str, n_samples: int = 500, n_steps: int = 10
 EVALUATIONS = {
     "butterfly-judge": evaluate_judge,
     "butterflies-ddpm-32": evaluate_butterflies_ddpm,
+    "butterfly-clip": evaluate_clip,
+    "mini-stable-diffusion": evaluate_mini_stable_diffusion,
     "mnist-classifier": evaluate_classifier,
     "mnist-basic-unet": evaluate_clean_image_model,
     "mnist-unet2d": evaluate_clean_image_model,
@@ -256,6 +256,15 @@ PURPOSES = {            # 名字 →（用途，数据）
         "DDPM 管线，生成 32×32 的蝴蝶（第四、五、七章）",
         "蝴蝶世界 32×32：20,000 只大的、在中央的蝴蝶（seed=1），不含留作检验的颜色 × 花纹组合",
     ),
+    "butterfly-clip": (
+        "认得中文与英文的小 CLIP：图像塔、文字塔与词表（第五、六章）",
+        "蝴蝶世界 64×64：20,000 只（seed=21），每只八句说明，不含留作检验的颜色 × 花纹组合",
+    ),
+    "mini-stable-diffusion": (
+        "看中文或英文提示词画 64×64 的蝴蝶：StableDiffusionPipeline（第六、七、九章）",
+        "蝴蝶世界 64×64：自编码器用 24,000 只（seed=31），UNet 用 40,000 只（seed=32）、每只八句说明，"
+        "都不含留作检验的颜色 × 花纹组合；文字编码器取自 butterfly-clip",
+    ),
     "mnist-classifier": ("数字分类器，给生成的数字打分（第 3.5.1、3.7.2 节）", MNIST_DATA),
     "mnist-basic-unet": ("最小 UNet，由退化的数字预测原图（第 3.4 节）", MNIST_DATA),
     "mnist-unet2d": ("diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）", MNIST_DATA),
@@ -266,6 +275,10 @@ PURPOSES = {            # 名字 →（用途，数据）
 def quality_lines(result: dict) -> list[str]:
     """把测量结果写成模型卡里的几行。"""
     lines = []
+    if "retrieval" in result:
+        lines += clip_lines(result)
+    if "guidance" in result:
+        lines += mini_stable_diffusion_lines(result)
     if "test_accuracy" in result:
         lines += [
             f"- 测试集正确率：{result['test_accuracy']:.2%}（要求不低于 99%）",
@@ -332,6 +345,10 @@ def write_card(name: str, result: dict) -> None:
     """写模型卡 README.md。"""
     folder = MODELS_ROOT / name
     training = json.loads((folder / "training.json").read_text())
+    stages = [
+        f"{title}：{stage['steps']:,} 步，{stage['seconds'] / 60:.0f} 分钟"
+        for title, stage in (("自编码器", training.get("autoencoder")), ("训练", training)) if stage
+    ]
     card = [
         f"# {name}",
         "",
@@ -339,7 +356,7 @@ def write_card(name: str, result: dict) -> None:
         "",
         f"- 数据：{PURPOSES[name][1]}",
         f"- 配方：`{training['command']}`",
-        f"- 训练：{training['steps']:,} 步，{training['seconds'] / 60:.0f} 分钟，{training['machine']}",
+        f"- {'；'.join(stages)}，{training['machine']}",
         "- 存盘精度：半精度，safetensors；装入后转成单精度",
         "- 许可：与本书相同" + ("；训练数据的许可见 `data/MNIST/README.md`" if name.startswith("mnist") else ""),
         "",

@@ -1,0 +1,202 @@
+"""配方：butterfly-clip，认得中文与英文的小 CLIP：图像塔、文字塔和从说明学来的词表（第五、六章）。
+
+对比学习：一批图像与说明，配对的要比不配对的更相似。
+
+用法：python recipes/butterfly_clip.py
+"""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import torch
+from common import load_as_float32, parser, save_model
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from book_utils import (
+    Butterfly,
+    attribute_labels,
+    butterfly_images,
+    caption,
+    fit,
+    random_attributes,
+    random_caption,
+    set_seed,
+)
+from book_utils.captions import ATTRIBUTES
+
+N_IMAGES = 20_000
+IMAGE_SIZE = 64
+N_CAPTIONS = 8              # 每张图预先写好几句说明，一半中文，一半英文
+CONTEXT_LENGTH = 48         # 一句说明至多几个词元；训练用的最长 40 个，读者写的可以再长一些
+WIDTH = 128
+N_EPOCHS, BATCH_SIZE = 20, 128
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_captions(
+    butterflies: list[Butterfly], n_captions: int = N_CAPTIONS, seed: int = 0
+) -> tuple[list[str], torch.Tensor]:
+    """给每只蝴蝶写 n_captions 句说明，前一半中文，后一半英文。
+
+    返回：
+        texts: 长度 N × n_captions，同一只蝴蝶的排在一起；
+        told:  bool，形状 (N, n_captions, 5)，各句说出了 ATTRIBUTES 中的哪些属性。
+    """
+    rng = np.random.default_rng(seed)
+    texts, told = [], []
+    for butterfly in butterflies:
+        for i in range(n_captions):
+            language = "zh" if i < n_captions / 2 else "en"
+            if rng.random() < 0.2:              # 也用书里写法固定的说明：前三种写法五个属性都说
+                attributes = ATTRIBUTES
+                texts.append(caption(butterfly, language, int(rng.integers(3))))
+            else:
+                attributes = random_attributes(rng)
+                texts.append(random_caption(butterfly, rng, language, attributes))
+            told.append([name in attributes for name in ATTRIBUTES])
+    return texts, torch.tensor(told).view(len(butterflies), n_captions, len(ATTRIBUTES))
+
+
+def learn_merges(words: Counter) -> list[tuple[str, str]]:
+    """字节对编码（BPE）：反复把最常相邻的两个符号并成一个，直到每个词都是一个词元。
+
+    参数：
+        words: 词 → 出现次数；词由字节的代号组成，词尾的符号另带 ``</w>``。
+    返回：
+        依次合并的符号对。同样的 words 总得到同样的次序（次数相同时取字典序最后的），续训时词表才不会变；
+        tokenizers 库的 BpeTrainer 没有这个保证。
+    """
+    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges = []
+    while True:
+        pairs = Counter()
+        for word, parts in splits.items():
+            for pair in zip(parts, parts[1:], strict=False):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for parts in splits.values():
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i : i + 2] = ["".join(best)]
+                i += 1
+
+
+def learn_tokenizer(texts: list[str]) -> CLIPTokenizer:
+    """由说明学出词表：英文用字节对编码，学到整词；每个汉字是一个词元。
+
+    汉字之间没有空格，BPE 会学出“色的”这样跨词的词元，同一个词于是有几种切法；一字一词元就没有这回事。
+    词表以 256 个字节打底（词尾的另算），没有见过的字也切得开，不会变成未知词。
+    """
+    blank = CLIPTokenizer().backend_tokenizer           # 只借它的大小写、空白与断词规则
+    english = " ".join(re.sub(r"[^\x00-\x7f]+", " ", text) for text in texts)
+    pieces = blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(english))
+    merges = learn_merges(Counter(piece for piece, _ in pieces))
+
+    symbols = bytes_to_unicode()                        # 字节 → 代号，一个可见的字符
+    for character in sorted(set("".join(texts))):
+        if not character.isascii():                     # UTF-8 里一个汉字三个字节：合并两次
+            first, second, third = (symbols[byte] for byte in character.encode())
+            merges += [(first, second), (first + second, third), (first + second, third + "</w>")]
+    merges = list(dict.fromkeys(merges))                # 有些汉字的头两个字节相同
+
+    tokens = [*symbols.values(), *(symbol + "</w>" for symbol in symbols.values()), *map("".join, merges)]
+    tokens = [*dict.fromkeys(tokens), BOS, EOS]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=CONTEXT_LENGTH
+    )
+
+
+def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """说明 → 词元编号，int64，形状 (len(texts), CONTEXT_LENGTH)；短的补齐，长的截断。"""
+    return tokenizer(
+        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+
+
+def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """文字塔 3 层、图像塔 4 层，都是 128 宽；图像切成 8 × 8 个小块，每块 8 × 8 像素。"""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
+    special = {
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPModel(CLIPConfig(
+        text_config=tower | special | {
+            "num_hidden_layers": 3, "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length, "projection_dim": WIDTH,
+        },
+        vision_config=tower | {
+            "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": WIDTH,
+        },
+        projection_dim=WIDTH,
+    ))
+
+
+def fits(labels: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """第 j 句说明说出的属性，第 i 只蝴蝶是不是都有：bool，形状 (B, B)，行是图像。
+
+    参数：
+        labels: 各只蝴蝶的属性编号，(B, 5)；第 j 句写的是第 j 只。
+        told:   各句说出了哪些属性，bool (B, 5)。
+    """
+    same = labels[:, None] == labels[None, :]
+    return (same | ~told[None, :]).all(dim=2)
+
+
+def batch_loss(model, images, labels, tokens, told, generator):
+    """images：uint8 (B, 3, 64, 64)；labels：(B, 5)；tokens：(B, K, L)；told：(B, K, 5)。返回对比损失。"""
+    rows = torch.arange(len(images), device=images.device)
+    picks = torch.randint(tokens.shape[1], (len(images),), generator=generator).to(images.device)
+    tokens, told = tokens[rows, picks].long(), told[rows, picks]
+    x = images / 127.5 - 1
+    # 一半大的蝴蝶缩到 32 × 32 再放大：第四、五章的模型生成的就是这么大的图
+    large = (labels[:, 3] == 2) & (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+    small = F.interpolate(F.interpolate(x, size=(32, 32), mode="area"), size=x.shape[-2:], mode="bilinear")
+    x = torch.where(large[:, None, None, None], small, x)
+
+    outputs = model(input_ids=tokens, pixel_values=x)
+    scale = model.logit_scale.clamp(max=math.log(100)).exp()        # CLIP 论文的上限
+    logits = scale * outputs.image_embeds @ outputs.text_embeds.T
+    # 同一批里别的说明可能也说中了这张图（属性相同，或只说了一部分）：它们不是负例，不参加比较
+    also = fits(labels, told) & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    logits = logits.masked_fill(also, -math.inf)
+    return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+
+
+def main(arguments: list[str] | None = None):
+    options = parser(__doc__.splitlines()[0], "butterfly-clip").parse_args(arguments)
+    set_seed(0)
+    images, butterflies = butterfly_images(N_IMAGES, IMAGE_SIZE, seed=21)
+    texts, told = write_captions(butterflies, seed=21)
+    tokenizer = learn_tokenizer(texts)
+    tokens = encode(tokenizer, texts).view(N_IMAGES, N_CAPTIONS, -1).to(torch.int16)
+    model = build_model(tokenizer)
+    history = fit(
+        model, (images, attribute_labels(butterflies), tokens, told), batch_loss,
+        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=1e-3, lr_decay=True,
+        device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
+    )
+    if options.max_steps is None:
+        processor = CLIPImageProcessor(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        )
+
+        def save_weights(folder):
+            for part in (model.cpu().half(), tokenizer, processor):
+                part.save_pretrained(folder)
+            load_as_float32(folder / "config.json")
+
+        save_model(options.output, save_weights, history, options.device, "python recipes/butterfly_clip.py")
+
+
+if __name__ == "__main__":
+    main()

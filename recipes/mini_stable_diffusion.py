@@ -1,0 +1,227 @@
+"""配方：mini-stable-diffusion，看中文或英文提示词画 64 × 64 的蝴蝶（第六、七、九章）。
+
+与 Stable Diffusion 同样的三步，先要有 butterfly-clip：
+1. 训练自编码器，把图像 (3, 64, 64) 压成潜变量 (4, 16, 16)；
+2. 把训练图一次全部编码，存下潜变量；
+3. 在潜变量上训练条件 UNet，文字编码器取自 butterfly-clip，不再改动。
+
+用法：python recipes/mini_stable_diffusion.py
+      python recipes/mini_stable_diffusion.py --stage autoencoder    只做第一步，这时还不需要 butterfly-clip
+中断后再运行，从中断的那一步接着做；--max-steps 在每一步里都至多走这么多步，第一步没有走完就不做后面的。
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from butterfly_clip import encode, write_captions
+from common import load_as_float32, parser, save_model
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTokenizer
+
+from book_utils import History, butterfly_images, fit, random_butterflies, resolve, set_seed
+from book_utils.training import load_state, save_state
+
+IMAGE_SIZE = 64
+COMMAND = "python recipes/mini_stable_diffusion.py"
+
+# 第一步：自编码器
+VAE_CHANNELS = (32, 64, 64)     # 三级，边长减半两次：64 → 32 → 16
+VAE_IMAGES, VAE_EPOCHS, VAE_BATCH = 24_000, 5, 16
+KL_WEIGHT = 2e-6
+
+# 第二、三步：条件 UNet
+UNET_CHANNELS = (64, 128, 192)  # 边长 16、8、4 三级
+N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 16, 32
+N_CAPTIONS = 8                  # 每张图的说明，一半中文，一半英文
+DROP_CAPTION = 0.1              # 这么多的说明换成空的，采样时才能用无分类器引导
+SNR_CAP = 5.0
+
+
+# —— 第一步 ——
+
+def build_autoencoder() -> AutoencoderKL:
+    """AutoencoderKL，(3, 64, 64) ↔ (4, 16, 16)。
+
+    归一化每组 4 到 8 个通道：一组只有一个通道时，大片的纯色会被减成零，颜色就还原不准。
+    """
+    levels = len(VAE_CHANNELS)
+    return AutoencoderKL(
+        sample_size=IMAGE_SIZE, block_out_channels=VAE_CHANNELS, latent_channels=4, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=8,
+    )
+
+
+def autoencoder_loss(vae, images, generator):
+    """images：uint8 (B, 3, 64, 64)。绝对误差 + 4 × 平方误差 + KL。
+
+    绝对误差让平坦处的颜色准；平方误差盯住翅缘与花纹，PSNR 就由它算出。KL 的权重很小，
+    只求潜变量大小适中、略有噪声也能还原：UNet 生成的潜变量总有些误差。
+    """
+    x = images / 127.5 - 1
+    latents = vae.encode(x).latent_dist
+    noise = torch.randn(latents.mean.shape, generator=generator).to(x.device)
+    decoded = vae.decode(latents.mean + latents.std * noise).sample
+    return F.l1_loss(decoded, x) + 4 * F.mse_loss(decoded, x) + KL_WEIGHT * latents.kl().mean()
+
+
+def train_autoencoder(options) -> tuple[AutoencoderKL, History]:
+    """第一步；已经训练好时只从断点读回。"""
+    set_seed(0)
+    vae = build_autoencoder()
+    images = butterfly_images(VAE_IMAGES, IMAGE_SIZE, seed=31)[0]
+    history = fit(
+        vae, (images,), autoencoder_loss, n_epochs=VAE_EPOCHS, batch_size=VAE_BATCH,
+        lr=2e-3, lr_decay=True, ema_decay=0.998,
+        device=options.device, checkpoint=options.checkpoint.with_stem(options.checkpoint.stem + "-autoencoder"),
+        max_steps=options.max_steps,
+    )
+    return vae.requires_grad_(False), history
+
+
+# —— 第二步 ——
+
+def training_images() -> torch.Tensor:
+    """UNet 的训练图，uint8，形状 (N_IMAGES, 3, 64, 64)；测量时也用它来查有没有背下训练图。"""
+    return butterfly_images(N_IMAGES, IMAGE_SIZE, seed=32)[0]
+
+
+@torch.no_grad()
+def training_latents(vae: AutoencoderKL, cache: Path, device: str) -> torch.Tensor:
+    """训练图的潜变量，float16，形状 (N_IMAGES, 4, 16, 16)，还没有乘 scaling_factor；存在 cache 里。
+
+    取均值而不抽样：后验的标准差只有均值的百分之几。换了自编码器或张数，就重新编码。
+    """
+    weights = b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())
+    made_from = {"vae": hashlib.sha256(weights).hexdigest(), "n_images": N_IMAGES}
+    if cache.exists():
+        tensors, notes = load_state(cache)
+        if notes == made_from:
+            return tensors["latents"]
+    latents = torch.cat([
+        vae.encode(batch.to(device) / 127.5 - 1).latent_dist.mean.half().cpu()
+        for batch in tqdm(training_images().split(64), desc="编码", unit="批")
+    ])
+    save_state(cache, {"latents": latents}, made_from)
+    return latents
+
+
+# —— 第三步 ——
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 的噪声调度，调成最后一步全是噪声，并预测 v。
+
+    原来的调度在最后一步还留着一点信号，训练时网络从那里读出整张图的明暗；采样从纯噪声开始，
+    没有这点信号，背景就偏灰，画不出纯黑与纯白（Lin 等，2024）。全是噪声时预测 ε 没有意义，所以预测 v；
+    采样必须从最后一步走起，所以时间步取 trailing。
+    """
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True,
+        prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, steps_offset=1,
+    )
+
+
+def build_unet(text_width: int) -> UNet2DConditionModel:
+    """条件 UNet；8 × 8 与 4 × 4 两级有交叉注意力。
+
+    16 × 16 那一级只有卷积：它占去大半计算，而颜色、花纹、位置这些从文字来的消息，低分辨率上就说得清。
+    """
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 4, in_channels=4, out_channels=4, block_out_channels=UNET_CHANNELS,
+        layers_per_block=1, cross_attention_dim=text_width, norm_num_groups=16,
+        attention_head_dim=4,       # diffusers 里这个名字指的是头数
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+class UNetLoss:
+    """在加噪的潜变量上预测 v 的损失，可交给 ``fit``。
+
+    参数：
+        text_encoder: 冻结的文字编码器。
+        empty:        空提示词的词元编号，形状 (1, L)。
+        scheduler:    :func:`build_scheduler`。
+    """
+
+    def __init__(self, text_encoder, empty, scheduler):
+        self.text_encoder, self.empty, self.scheduler = text_encoder, empty, scheduler
+        self.snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+
+    def __call__(self, unet, latents, tokens, generator):
+        """latents：float16 (B, 4, 16, 16)，已缩放到标准差为 1；tokens：(B, K, L)，每张图的 K 句说明。"""
+        count, device = len(latents), latents.device
+        picks = torch.randint(tokens.shape[1], (count,), generator=generator).to(device)
+        tokens = tokens[torch.arange(count, device=device), picks].long()
+        drop = (torch.rand(count, 1, generator=generator) < DROP_CAPTION).to(device)
+        tokens = torch.where(drop, self.empty.to(device), tokens)
+        with torch.no_grad():
+            text = self.text_encoder(tokens).last_hidden_state
+
+        # 把 0 … 1000 分成 B 段，每段抽一个时间步：每批都有各种噪声量，损失的起伏小得多
+        spots = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        n_timesteps = self.scheduler.config.num_train_timesteps
+        timesteps = (spots * n_timesteps).long().clamp(max=n_timesteps - 1)     # 舍入可能恰好到 1000
+        # 压低噪声极少的时间步：权重 min(SNR + 1, γ + 1) / (SNR + 1)。min-SNR（Hang 等，2023）的
+        # min(SNR, γ) / (SNR + 1) 在纯噪声处是 0，而颜色与位置正是在那里定下的，所以各加 1
+        snr = self.snr[timesteps]
+        weights = ((snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)).to(device)
+        timesteps = timesteps.to(device)
+
+        x0 = latents.float()
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        noisy = self.scheduler.add_noise(x0, noise, timesteps)
+        target = self.scheduler.get_velocity(x0, noise, timesteps)
+        errors = (unet(noisy, timesteps, text).sample - target).square().mean(dim=(1, 2, 3))
+        return (weights * errors).mean()
+
+
+def main(arguments: list[str] | None = None):
+    options = parser(__doc__.splitlines()[0], "mini-stable-diffusion")
+    options.add_argument("--stage", choices=("autoencoder", "all"), default="all", help="autoencoder：只做第一步")
+    options.add_argument("--clip", type=Path, help="butterfly-clip 的文件夹，默认用随书的")
+    options = options.parse_args(arguments)
+    if options.stage == "all":                  # 没有 butterfly-clip 就早些说，不要等自编码器训练完
+        clip = options.clip or Path(resolve("butterfly-clip"))
+        if not clip.is_dir():
+            raise FileNotFoundError(f"没有找到 butterfly-clip 的文件夹 {clip}。请先运行 recipes/butterfly_clip.py。")
+    vae, vae_history = train_autoencoder(options)
+    if options.stage == "autoencoder" or len(vae_history.losses) < VAE_EPOCHS * math.ceil(VAE_IMAGES / VAE_BATCH):
+        return                                  # 自编码器没有训练完，潜变量还会变，UNet 学了也不算数
+
+    cache = options.checkpoint.with_stem(options.checkpoint.stem + "-latents")
+    latents = training_latents(vae, cache, options.device)
+    scale = 1 / latents.float().std().item()            # 缩放到标准差为 1，噪声调度才合适
+    vae.register_to_config(scaling_factor=scale)
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    text_encoder = CLIPModel.from_pretrained(clip).text_model.to(options.device).requires_grad_(False)
+    texts, _ = write_captions(random_butterflies(N_IMAGES, seed=32), N_CAPTIONS, seed=32)
+    tokens = encode(tokenizer, texts).view(N_IMAGES, N_CAPTIONS, -1).to(torch.int16)
+
+    set_seed(1)
+    unet, scheduler = build_unet(text_encoder.config.hidden_size), build_scheduler()
+    history = fit(
+        unet, (latents * scale, tokens), UNetLoss(text_encoder, encode(tokenizer, [""]), scheduler),
+        n_epochs=N_EPOCHS, batch_size=BATCH_SIZE, lr=6e-4, lr_decay=True, ema_decay=0.9995,
+        device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
+    )
+    if options.max_steps is None:
+        pipeline = StableDiffusionPipeline(
+            vae=vae.cpu().half(), text_encoder=text_encoder.cpu().half(), tokenizer=tokenizer,
+            unet=unet.cpu().half(), scheduler=scheduler,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )
+
+        def save_weights(folder):
+            pipeline.save_pretrained(folder)
+            load_as_float32(folder / "text_encoder" / "config.json")
+
+        save_model(options.output, save_weights, history, options.device, COMMAND, autoencoder=vae_history)
+
+
+if __name__ == "__main__":
+    main()
