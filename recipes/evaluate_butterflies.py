@@ -5,9 +5,12 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnxruntime
 import torch
 from common import MODELS_ROOT
 from diffusers import StableDiffusionPipeline
@@ -73,35 +76,90 @@ def write_unseen_prompts(butterflies: list[Butterfly]) -> list[str]:
     ]
 
 
+# —— 导出成 ONNX ——
+
+class Computation(torch.nn.Module):
+    """网络与一个算式 ``compute(network, *inputs)``，合成一个模块，好交给 torch.onnx.export。"""
+
+    def __init__(self, network: torch.nn.Module, compute: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.network, self.compute = network, compute
+
+    def forward(self, *inputs):
+        return self.compute(self.network, *inputs)
+
+
+@torch.no_grad()
+def onnx_difference(network: torch.nn.Module, compute: Callable, inputs: tuple[torch.Tensor, ...]) -> float:
+    """把 ``compute(network, *inputs)`` 导出成 ONNX，用 onnxruntime 算一遍，返回与 PyTorch 的最大差。都在 CPU 上算。"""
+    network = network.cpu().eval()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(Computation(network, compute).eval(), inputs, path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [argument.name for argument in session.get_inputs()]
+        output, = session.run(None, dict(zip(names, (value.numpy() for value in inputs), strict=True)))
+    return (torch.from_numpy(output) - compute(network, *inputs)).abs().max().item()
+
+
+def clip_onnx_differences(model: CLIPModel, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, float]:
+    """小 CLIP 两座塔的特征；tokens (B, L) 与 pixels (B, 3, 64, 64) 是新的说明与图像。"""
+    return {
+        "text_features": onnx_difference(model, lambda m, ids: m.get_text_features(ids).pooler_output, (tokens,)),
+        "image_features": onnx_difference(model, lambda m, x: m.get_image_features(x).pooler_output, (pixels,)),
+    }
+
+
+def pipeline_onnx_differences(pipeline, prompts: list[str]) -> dict[str, float]:
+    """管线的三个网络；输入是 prompts 与种子固定的噪声。"""
+    tokens = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    text = pipeline.text_encoder.cpu()(tokens).last_hidden_state.detach()
+    latents = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    timesteps = torch.linspace(0, 999, len(prompts)).long()
+    return {
+        "text_encoder": onnx_difference(pipeline.text_encoder, lambda m, ids: m(ids).last_hidden_state, (tokens,)),
+        "unet": onnx_difference(pipeline.unet, lambda m, x, t, text: m(x, t, text).sample, (latents, timesteps, text)),
+        "vae_decoder": onnx_difference(pipeline.vae, lambda m, z: m.decode(z).sample, (latents,)),
+    }
+
+
 # —— butterfly-clip ——
 
 @torch.no_grad()
-def evaluate_clip(name: str, n_sets: int = 5, set_size: int = 100) -> dict:
-    """在 100 句说明里找图像的那一句，在 100 张图像里找说明的那一张：找对的比例，n_sets 组的平均。"""
-    folder = resolve(name)
-    model = CLIPModel.from_pretrained(folder).to(DEVICE).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    processor = CLIPImageProcessor.from_pretrained(folder)
-
+def evaluate_retrieval(model, tokenizer, processor, n_sets: int = 5, set_size: int = 100) -> dict:
+    """在 set_size 句说明里找图像的那一句，在 set_size 张图像里找说明的那一张：找对的比例，n_sets 组的平均。"""
     def compare(butterflies, language, seed):
         rng = np.random.default_rng(seed)
         texts = [random_caption(b, rng, language) for b in butterflies]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         pictures = [Image.fromarray(render_butterfly(b, 64, seed * 1000 + i).image) for i, b in enumerate(butterflies)]
         pixels = processor(pictures, return_tensors="pt").pixel_values
-        logits = model(**tokens.to(DEVICE), pixel_values=pixels.to(DEVICE)).logits_per_image.cpu()
+        logits = model(**tokens.to(model.device), pixel_values=pixels.to(model.device)).logits_per_image.cpu()
         right = torch.arange(len(logits))
         return [(scores.argmax(dim=1) == right).float().mean().item() for scores in (logits, logits.T)]
 
-    result = {"set_size": set_size, "n_sets": n_sets, "retrieval": {}}
+    retrieval = {}
     for language in ("zh", "en"):
-        scores = [compare(distinct_butterflies(set_size, SEED + i), language, SEED + i) for i in range(n_sets)]
-        result["retrieval"][language] = dict(zip(("image_to_text", "text_to_image"), np.mean(scores, 0), strict=True))
-        scores = [compare(distinct_butterflies(set_size, SEED + i, True), language, SEED + i) for i in range(n_sets)]
-        result["retrieval"][language + "_held_out"] = dict(
-            zip(("image_to_text", "text_to_image"), np.mean(scores, 0), strict=True)
-        )
-    return result
+        for key, held_out in ((language, False), (language + "_held_out", True)):
+            seeds = range(SEED, SEED + n_sets)
+            scores = [compare(distinct_butterflies(set_size, seed, held_out), language, seed) for seed in seeds]
+            retrieval[key] = dict(zip(("image_to_text", "text_to_image"), np.mean(scores, axis=0).tolist(), strict=True))
+    return retrieval
+
+
+def evaluate_clip(name: str, n_sets: int = 5, set_size: int = 100) -> dict:
+    folder = resolve(name)
+    model = CLIPModel.from_pretrained(folder).to(DEVICE).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    tokens = tokenizer(["一只红色的蝴蝶，靠左", "a small blue butterfly"], padding="max_length", return_tensors="pt")
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+    return {
+        "set_size": set_size,
+        "n_sets": n_sets,
+        "retrieval": evaluate_retrieval(model, tokenizer, processor, n_sets, set_size),
+        "onnx_difference": clip_onnx_differences(model, tokens.input_ids, pixels),
+    }
 
 
 # —— mini-stable-diffusion ——
@@ -223,7 +281,17 @@ def evaluate_mini_stable_diffusion(name: str, n_prompts: int = 300) -> dict:
 
     grid_image(images[:100], nrow=10).save(Path(MODELS_ROOT) / name / "samples.png")
     result["sample_prompts"] = prompts[:100]
+    result["onnx_difference"] = pipeline_onnx_differences(pipeline, prompts[:4])
     return result
+
+
+def onnx_line(result: dict) -> str:
+    names = {
+        "text_features": "文字特征", "image_features": "图像特征",
+        "text_encoder": "文本编码器", "unet": "UNet", "vae_decoder": "解码器",
+    }
+    differences = "，".join(f"{names[part]} {value:.1e}" for part, value in result["onnx_difference"].items())
+    return f"- 导出成 ONNX、用 onnxruntime 计算，与 PyTorch 的最大差（要求不超过 1e-3）：{differences}"
 
 
 def clip_lines(result: dict) -> list[str]:
@@ -239,6 +307,8 @@ def clip_lines(result: dict) -> list[str]:
             f"| {title} | {scores['image_to_text']:.1%} | {scores['text_to_image']:.1%} |"
             for title, scores in ((title, result["retrieval"][key]) for key, title in titles.items())
         ),
+        "",
+        onnx_line(result),
     ]
 
 
@@ -261,6 +331,7 @@ def mini_stable_diffusion_lines(result: dict) -> list[str]:
         f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
         f"- 与新画的图的 Fréchet 距离（裁判的特征）：{result['distance']:.2f}，"
         f"两批新画的图之间 {result['distance_of_renders']:.2f}",
+        onnx_line(result),
         "",
         f"{result['n_prompts']} 句提示词（一半中文），裁判看到的与所要的相同的比例"
         "（要求：颜色、背景 95%，花纹 90%，大小、位置 85%，留作检验的组合颜色与花纹都对 80%）：",

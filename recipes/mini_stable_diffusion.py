@@ -30,12 +30,12 @@ COMMAND = "python recipes/mini_stable_diffusion.py"
 
 # 第一步：自编码器
 VAE_CHANNELS = (32, 64, 64)     # 三级，边长减半两次：64 → 32 → 16
-VAE_IMAGES, VAE_EPOCHS, VAE_BATCH = 24_000, 5, 16
+VAE_IMAGES, VAE_EPOCHS, VAE_BATCH = 24_000, 3, 8
 KL_WEIGHT = 2e-6
 
 # 第二、三步：条件 UNet
 UNET_CHANNELS = (64, 128, 192)  # 边长 16、8、4 三级
-N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 16, 32
+N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 12, 32
 N_CAPTIONS = 8                  # 每张图的说明，一半中文，一半英文
 DROP_CAPTION = 0.1              # 这么多的说明换成空的，采样时才能用无分类器引导
 SNR_CAP = 5.0
@@ -76,7 +76,7 @@ def train_autoencoder(options) -> tuple[AutoencoderKL, History]:
     images = butterfly_images(VAE_IMAGES, IMAGE_SIZE, seed=31)[0]
     history = fit(
         vae, (images,), autoencoder_loss, n_epochs=VAE_EPOCHS, batch_size=VAE_BATCH,
-        lr=2e-3, lr_decay=True, ema_decay=0.998,
+        lr=1e-3, lr_decay=True, ema_decay=0.998,
         device=options.device, checkpoint=options.checkpoint.with_stem(options.checkpoint.stem + "-autoencoder"),
         max_steps=options.max_steps,
     )

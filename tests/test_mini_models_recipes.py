@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from book_utils import (
     random_butterflies,
     random_caption,
 )
-from book_utils.butterflies import CHOICES
+from book_utils.butterflies import CHOICES, HELD_OUT
 from book_utils.captions import ATTRIBUTES
 from conftest import ROOT
 from diffusers import StableDiffusionPipeline
@@ -158,13 +160,29 @@ def test_vague_captions_fit_many_images():
     ]
 
 
+def test_pairs_differ_in_one_attribute():
+    pairs = butterfly_clip.make_pairs(400, seed=6)
+    assert pairs == butterfly_clip.make_pairs(400, seed=6) and len(pairs) == 800
+    assert not any((b.wing_color, b.pattern) in HELD_OUT for b in pairs)
+    differences = []
+    for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+        names = [f.name for f in fields(Butterfly) if getattr(one, f.name) != getattr(other, f.name)]
+        assert len(names) == 1
+        differences += names
+    counts = Counter(differences)
+    assert set(counts) == set(ATTRIBUTES) and 160 < counts["position"] < 240
+    images = butterfly_clip.draw(pairs[:6], seed=6)
+    assert images.shape == (6, 3, 64, 64) and images.dtype == torch.uint8
+    assert len(images.unique(dim=0)) == 6
+
+
 def test_equal_captions_are_not_negatives(tokenizer):
     """一批四张，两两属性相同：特征只由属性决定时，损失也能到零。"""
     pair = [Butterfly("red"), Butterfly("blue")]
-    labels = attribute_labels(pair * 2)
-    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    tokens = torch.zeros(4, 1, 8, dtype=torch.int16)
-    told = torch.ones(4, 1, 5, dtype=torch.bool)
+    labels = attribute_labels(pair * 2).unflatten(0, (2, 2))
+    images = torch.zeros(2, 2, 3, 64, 64, dtype=torch.uint8)
+    tokens = torch.zeros(2, 2, 1, 8, dtype=torch.int16)
+    told = torch.ones(2, 2, 1, 5, dtype=torch.bool)
 
     class Perfect(torch.nn.Module):
         logit_scale = torch.tensor(4.0)
@@ -220,7 +238,7 @@ def test_unet_loss_by_hand(monkeypatch):
 
 def shrink(patch):
     """把两个配方缩小到几秒钟；每一步都存断点。"""
-    for name, value in {"N_IMAGES": 48, "N_EPOCHS": 2, "BATCH_SIZE": 16, "WIDTH": 32}.items():
+    for name, value in {"N_PAIRS": 24, "N_EPOCHS": 2, "BATCH_SIZE": 8, "WIDTH": 32}.items():
         patch.setattr(butterfly_clip, name, value)
     for name, value in {
         "VAE_CHANNELS": (8, 16, 16), "VAE_IMAGES": 16, "VAE_EPOCHS": 2, "VAE_BATCH": 8,
