@@ -241,7 +241,8 @@ def shrink(patch):
     for name, value in {"N_PAIRS": 24, "N_EPOCHS": 2, "BATCH_SIZE": 8, "WIDTH": 32}.items():
         patch.setattr(butterfly_clip, name, value)
     for name, value in {
-        "VAE_CHANNELS": (8, 16, 16), "VAE_IMAGES": 16, "VAE_EPOCHS": 2, "VAE_BATCH": 8,
+        "VAE_CHANNELS": (8, 16, 16), "VAE_IMAGES": 16, "VAE_BATCH": 8,
+        "VAE_PASSES": ((1, 1e-3, 4.0, 2e-6), (1, 5e-4, 10.0, 1e-7)),
         "UNET_CHANNELS": (16, 32, 32), "N_IMAGES": 24, "N_EPOCHS": 2, "BATCH_SIZE": 8,
     }.items():
         patch.setattr(mini_stable_diffusion, name, value)
@@ -305,7 +306,7 @@ def test_pipeline_folder(small):
 def test_stopped_training_ends_the_same(small, recipe, tmp_path):
     """走几步就停（不写模型），再运行一次走完：损失与一口气走完的相同，权重只差浮点数的末位。
 
-    自编码器共 4 步，其余都是 6 步：停在自编码器途中两次，停在 UNet 途中一次。
+    自编码器两趟，各 2 步，其余都是 6 步：停在自编码器途中一次，停在 UNet 途中两次。
     """
     options = ["--clip", str(small[butterfly_clip])] if recipe is mini_stable_diffusion else []
     for steps in ("1", "3", "5"):
