@@ -38,7 +38,7 @@ VAE_PASSES = ((3, 1e-3, 4.0, 2e-6), (4, 5e-4, 10.0, 1e-7))
 
 # 第二、三步：条件 UNet
 UNET_CHANNELS = (64, 128, 192)  # 边长 16、8、4 三级
-N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 12, 32
+N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 10, 32
 N_CAPTIONS = 8                  # 每张图的说明，一半中文，一半英文
 DROP_CAPTION = 0.1              # 这么多的说明换成空的，采样时才能用无分类器引导
 SNR_CAP = 5.0

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,17 @@ def test_pairs_differ_in_one_attribute():
     assert len(images.unique(dim=0)) == 6
 
 
+def test_attribute_loss_by_hand():
+    """线性层的输出恰好指着正确的属性时损失为零，全是零时是各属性类别数的对数之和。"""
+    labels = attribute_labels([Butterfly("red"), Butterfly("blue", "striped", size="small", position="left")])
+    counts = [len(CHOICES[name]) for name in ATTRIBUTES]
+    model = butterfly_clip.ClipWithHeads(torch.nn.Identity())
+    model.heads = torch.nn.Identity()
+    assert model.attribute_loss(torch.zeros(2, sum(counts)), labels) == pytest.approx(np.log(counts).sum(), rel=1e-5)
+    right = torch.cat([torch.nn.functional.one_hot(labels[:, i], n) for i, n in enumerate(counts)], dim=1) * 50.0
+    assert model.attribute_loss(right, labels) < 1e-6
+
+
 def test_equal_captions_are_not_negatives(tokenizer):
     """一批四张，两两属性相同：特征只由属性决定时，损失也能到零。"""
     pair = [Butterfly("red"), Butterfly("blue")]
@@ -184,14 +196,16 @@ def test_equal_captions_are_not_negatives(tokenizer):
     tokens = torch.zeros(2, 2, 1, 8, dtype=torch.int16)
     told = torch.ones(2, 2, 1, 5, dtype=torch.bool)
 
-    class Perfect(torch.nn.Module):
+    class Perfect:
         logit_scale = torch.tensor(4.0)
 
-        def forward(self, input_ids, pixel_values):
+        def __call__(self, input_ids, pixel_values):
             embeds = torch.eye(2).repeat(2, 1)
-            return type("Output", (), {"image_embeds": embeds, "text_embeds": embeds})
+            vision = SimpleNamespace(pooler_output=embeds)
+            return SimpleNamespace(image_embeds=embeds, text_embeds=embeds, vision_model_output=vision)
 
-    loss = butterfly_clip.batch_loss(Perfect(), images, labels, tokens, told, torch.Generator().manual_seed(0))
+    model = SimpleNamespace(clip=Perfect(), attribute_loss=lambda features, labels: 0.0)
+    loss = butterfly_clip.batch_loss(model, images, labels, tokens, told, torch.Generator().manual_seed(0))
     assert loss < 1e-6
 
 
