@@ -170,13 +170,15 @@ def psnr(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def reconstruct(vae, images: torch.Tensor) -> torch.Tensor:
+    """images（uint8）经自编码器压缩再还原，取值 0 到 1。"""
+    latents = (vae.encode((batch / 127.5 - 1).to(DEVICE)).latent_dist.mean for batch in images.split(50))
+    return torch.cat([(vae.decode(part).sample.cpu() / 2 + 0.5).clamp(0, 1) for part in latents])
+
+
 def reconstruction(vae, images: torch.Tensor) -> float:
     """自编码器还原 images（uint8）的平均 PSNR，分贝。"""
-    values = []
-    for batch in (images / 255).split(50):
-        latents = vae.encode((batch * 2 - 1).to(DEVICE)).latent_dist.mean
-        values.append(psnr((vae.decode(latents).sample.cpu() / 2 + 0.5).clamp(0, 1), batch))
-    return torch.cat(values).mean().item()
+    return psnr(reconstruct(vae, images), images / 255).mean().item()
 
 
 def generate(pipeline, prompts: list[str], guidance_scale: float, seed: int = SEED) -> torch.Tensor:
@@ -255,6 +257,9 @@ def evaluate_mini_stable_diffusion(name: str, n_prompts: int = 300) -> dict:
     result["judge_on_renders"] = agreement(real / 255, butterflies)
     result["sharpness"] = sharpness(images)
     result["sharpness_of_renders"] = sharpness(real / 255)
+    # 解码器能画到多清晰，是生成的图的上限；八张的平均是什么都没学会时的样子
+    result["sharpness_of_reconstructions"] = sharpness(reconstruct(pipeline.vae, real))
+    result["sharpness_of_averages"] = sharpness((real / 255)[: n_prompts // 8 * 8].unflatten(0, (-1, 8)).mean(dim=1))
     more = butterfly_images(n_prompts, 64, seed=SEED + 2)[0] / 255
     result["distance"] = frechet_distance(features(images), features(more))
     result["distance_of_renders"] = frechet_distance(features(real / 255), features(more))
@@ -325,7 +330,9 @@ def mini_stable_diffusion_lines(result: dict) -> list[str]:
         f"- 自编码器还原新图的 PSNR：{result['psnr']:.2f} dB（要求不低于 28），"
         f"留作检验的组合 {result['psnr_held_out']:.2f} dB",
         f"- 一张图，{result['n_steps']} 步，有引导：{result['seconds_per_image']:.2f} 秒（要求 3 秒以内）",
-        f"- 清晰程度（相邻像素之差的均方根）：{result['sharpness']:.4f}，新画的图 {result['sharpness_of_renders']:.4f}",
+        f"- 清晰程度（相邻像素之差的均方根）：{result['sharpness']:.4f}；新画的图 {result['sharpness_of_renders']:.4f}，"
+        f"新画的图经自编码器还原 {result['sharpness_of_reconstructions']:.4f}，"
+        f"新画的图每八张平均 {result['sharpness_of_averages']:.4f}",
         f"- 同一句提示词 8 张之间的差别：{result['diversity']:.3f}，同样属性的新图 {result['diversity_of_renders']:.3f}",
         f"- 到最近的训练图的距离（中位数）：{result['nearest_training_image']:.2f}，"
         f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
