@@ -44,9 +44,9 @@ $(NPM): package.json package-lock.json | $(READY)
 book: $(BUILT) ## 执行各章并把网站建到 _build/html
 	@echo "网站在 _build/html，运行 make serve 后在浏览器里阅读。"
 
-# 章节的执行结果有缓存，缓存只看章节里的代码；工具包、模型或数据变了，要连缓存一起作废
+# 章节的执行结果有缓存，缓存只看章节里的代码；工具包、模型或数据变了，要连缓存与做好的页面一起作废
 _build/.code: $(CODE) $(READY)
-	@rm -rf _build/.jupyter_cache
+	@rm -rf _build/.jupyter_cache _build/.doctrees
 	@mkdir -p _build
 	@touch $@
 

@@ -65,8 +65,8 @@ class TightenCitations(SphinxTransform):
 class StableHeadingIds(SphinxTransform):
     """给标题稳定的锚点，好让别处的链接不会因为增删一节而失效。
 
-    Sphinx 的锚点只留 ASCII 字符，中文标题于是成了 id1、id2……。
-    这里有节号的用节号（#sec-3-2-1），没有的用标题本身（#术语表）。
+    Sphinx 的锚点只留 ASCII 字符，中文标题于是成了 id1、id2……，“5.4 DDIM：更快的采样过程”则是 ddim。
+    这里有节号的用节号（#sec-3-2-1）；没有节号、Sphinx 又只给了编号的，用标题本身（#术语表）。
     """
 
     default_priority = 10       # 在收集目录和交叉引用之前
@@ -77,7 +77,7 @@ class StableHeadingIds(SphinxTransform):
             old, title = section["ids"][0], section[0].astext()
             number = re.match(r"\d+(\.\d+)+", title)
             new = "sec-" + number[0].replace(".", "-") if number else re.sub(r"\s+", "-", title)
-            if re.fullmatch(r"id\d+", old) and new not in ids:
+            if (number or re.fullmatch(r"id\d+", old)) and new not in ids:
                 section["ids"][0] = new
                 ids[new] = ids.pop(old)
                 for name in section["names"]:

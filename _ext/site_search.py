@@ -119,9 +119,9 @@ def fill(record: Record, children: list[nodes.Node]) -> Record:
 def glossary_record(item: nodes.definition_list_item, url: str, page: str, above: list[str]) -> Record:
     terms = list(item.findall(nodes.term))
     names = [plain(term).strip() for term in terms]
-    # 中文名的锚点是 term-0 之类，会随增删而变；优先用英文名的
-    ids = [term["ids"][0] for term in terms]
-    anchor = next((id for id in ids if not re.fullmatch(r"term-\d+", id)), ids[0])
+    # 中文名的锚点是 term-0 之类，会随增删而变，“CLIP 引导”的更是 term-CLIP；优先用英文名的
+    stable = [term for term, name in zip(terms, names, strict=True) if name.isascii()]
+    anchor = next((id for term in stable if not re.fullmatch(r"term-\d+", id := term["ids"][0])), terms[0]["ids"][0])
     title = names[0] + (f"（{'，'.join(names[1:])}）" if names[1:] else "")
     record = Record(f"{url}#{anchor}", title, page, above, "term", names)
     definition = next(item.findall(nodes.definition))

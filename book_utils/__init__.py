@@ -27,4 +27,4 @@ from .models import MODELS_ROOT, load_weights, resolve
 from .pictures import grid_image, plot_losses, show_rows, use_book_style
 from .slider import Slider
 from .training import History, epoch_means, fit
-from .unet import BasicUNet
+from .unet import BasicUNet, ClassConditionedUnet

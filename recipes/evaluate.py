@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from book_utils import (
     BasicUNet,
+    ClassConditionedUnet,
     butterfly_images,
     corrupt,
     digit_classifier,
@@ -137,7 +138,8 @@ def samplers(config) -> dict:
 def draw(unet, scheduler, n_steps: int, n_samples: int, **options) -> torch.Tensor:
     """生成 n_samples 张图像，取值 0 到 1。"""
     generator = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(n_samples, 1, 28, 28, generator=generator)
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    noise = torch.randn(n_samples, *shape, generator=generator)
     done = []
     for x in noise.split(BATCH):
         scheduler.set_timesteps(n_steps)
@@ -175,6 +177,73 @@ def evaluate_ddpm(name: str, n_samples: int = 300) -> dict:
         "real_distance": frechet_distance(real_features, other_features),
         "samplers": table,
     }
+
+
+def _digit_statistics(images: torch.Tensor, digits: torch.Tensor) -> tuple[float, float, torch.Tensor]:
+    """画对的比例、同一个数字的各张之间特征距离的平均（只看画对的，免得把错误当成多样）、各张的特征。"""
+    features = judge(images)[1]
+    right = digit_classifier().head(features).argmax(dim=1) == digits
+    variety = torch.stack([torch.pdist(features[right & (digits == digit)]).mean() for digit in range(10)])
+    return right.float().mean().item(), variety.mean().item(), features
+
+
+@torch.no_grad()
+def _evaluate_classes(name: str, predictions: dict, n_samples: int = 1000, n_steps: int = 25) -> dict:
+    """用 predictions 里的每个 predict(x, t, 类别) 各画 n_samples 张，十个数字一样多，与真的数字比较。"""
+    digits = torch.arange(10).repeat_interleave(n_samples // 10)
+    test_images, test_labels = mnist_tensors(train=False)
+    picks = torch.cat([(test_labels == digit).nonzero()[: n_samples // 10, 0] for digit in range(10)])
+    real_as_asked, real_variety, real_features = _digit_statistics(test_images[picks], digits)
+
+    scheduler = DDIMScheduler.from_pretrained(resolve(name), subfolder="scheduler", timestep_spacing="trailing")
+    noise = torch.randn(n_samples, 1, 28, 28, generator=torch.Generator().manual_seed(SEED))
+    parts = list(zip(noise.split(BATCH), digits.split(BATCH), strict=True))
+    table = {}
+    with tqdm(total=len(predictions) * len(parts), desc=f"{name}：采样 {n_steps} 步", unit="批") as progress:
+        for key, predict in predictions.items():
+            images = []
+            for x, labels in parts:
+                x, labels = x.to(DEVICE), labels.to(DEVICE)
+                scheduler.set_timesteps(n_steps)
+                for t in scheduler.timesteps:
+                    # 原图截断了，噪声也要跟着改，否则引导一强就不成字（第 5.9 节）
+                    x = scheduler.step(predict(x, t, labels), t, x, use_clipped_model_output=True).prev_sample
+                images.append((x.cpu() / 2 + 0.5).clamp(0, 1))
+                progress.update()
+            as_asked, variety, features = _digit_statistics(torch.cat(images), digits)
+            table[key] = {
+                "as_asked": as_asked, "variety": variety, "distance": frechet_distance(features, real_features),
+            }
+    return {
+        "n_samples": n_samples,
+        "n_steps": n_steps,
+        "class_guidance": table,
+        "real_as_asked": real_as_asked,
+        "real_variety": real_variety,
+    }
+
+
+def evaluate_class_conditional(name: str) -> dict:
+    """各种引导强度下画对的比例，以及同一个数字的各张有多不同。"""
+    unet = UNet2DModel.from_pretrained(resolve(name), subfolder="unet").to(DEVICE).eval()
+    no_class = unet.config.num_class_embeds - 1
+
+    def guided(scale):
+        def predict(x, t, labels):
+            prediction = unet(x, t, class_labels=labels).sample
+            if scale != 1:
+                without = unet(x, t, class_labels=torch.full_like(labels, no_class)).sample
+                prediction = without + scale * (prediction - without)
+            return prediction
+        return predict
+
+    return _evaluate_classes(name, {f"{scale:g}": guided(scale) for scale in (1.0, 2.0, 3.0, 5.0, 8.0)})
+
+
+def evaluate_class_planes(name: str) -> dict:
+    """类别铺成通道的网络，没有引导。"""
+    unet = load_weights(ClassConditionedUnet(), resolve(name)).to(DEVICE)
+    return _evaluate_classes(name, {"1": unet})
 
 
 def evaluate_judge(name: str, n_images: int = 2000) -> dict:
@@ -225,6 +294,18 @@ def evaluate_butterflies_ddpm(name: str, n_samples: int = 500, n_steps: int = 10
     def nearest(batch):
         return torch.cat([torch.cdist(p, training).min(dim=1).values for p in batch.flatten(1).split(50)]).median().item()
 
+    # 步数少时 DDPM 与 DDIM 各能认出多少（第 5.4 节）
+    unet, few_steps, n_few = pipeline.unet.eval(), {}, 300
+    choices = samplers(pipeline.scheduler.config)
+    steps = (5, 10, 20, 50, 100)
+    with tqdm(total=2 * sum(steps), desc=f"{name}：比较步数", unit="步") as progress:
+        for method, key in (("DDPM", "DDPM"), ("DDIM", "DDIM（η = 0）")):
+            scheduler, options = choices[key]
+            few_steps[method] = {}
+            for count in steps:
+                drawn = draw(unet, scheduler, count, n_few, **options)
+                few_steps[method][str(count)] = judge_butterflies(drawn)[0].float().mean().item()
+                progress.update(count)
     return {
         "n_samples": n_samples,
         "n_steps": n_steps,
@@ -233,6 +314,8 @@ def evaluate_butterflies_ddpm(name: str, n_samples: int = 500, n_steps: int = 10
         "held_out_pairs": sum((a["wing_color"], a["pattern"]) in HELD_OUT for a in kept),
         "nearest_training_image": nearest(images),
         "nearest_training_image_of_new_renders": nearest(real),
+        "n_few": n_few,
+        "few_steps": few_steps,
     }
 
 
@@ -245,6 +328,8 @@ EVALUATIONS = {
     "mnist-basic-unet": evaluate_clean_image_model,
     "mnist-unet2d": evaluate_clean_image_model,
     "mnist-ddpm": evaluate_ddpm,
+    "mnist-class-conditional": evaluate_class_conditional,
+    "mnist-class-planes": evaluate_class_planes,
 }
 MNIST_DATA = "MNIST 训练集 60,000 张（`data/MNIST`）"
 PURPOSES = {            # 名字 →（用途，数据）
@@ -269,6 +354,12 @@ PURPOSES = {            # 名字 →（用途，数据）
     "mnist-basic-unet": ("最小 UNet，由退化的数字预测原图（第 3.4 节）", MNIST_DATA),
     "mnist-unet2d": ("diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）", MNIST_DATA),
     "mnist-ddpm": ("DDPM 管线：按高斯退化过程预测噪声（第 3.7 节）", MNIST_DATA),
+    "mnist-class-planes": (
+        "以数字为条件的 UNet，类别的嵌入铺成通道，与图像拼接（第 5.7 节）", MNIST_DATA,
+    ),
+    "mnist-class-conditional": (
+        "以数字为条件的 UNet 与调度器，类别 10 是“不指定”，用于无分类器引导（第 5.9 节）", MNIST_DATA,
+    ),
 }
 
 
@@ -315,6 +406,15 @@ def quality_lines(result: dict) -> list[str]:
             f"- 其中训练时没有见过的颜色 × 花纹组合 {result['held_out_pairs']} 张",
             f"- 到最近的训练图像的距离（中位数）：生成的图 {result['nearest_training_image']:.2f}，"
             f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
+            "",
+            f"步数少时认得出的比例，每格 {result['n_few']} 张：",
+            "",
+            "| 方法 | " + " | ".join(f"{n} 步" for n in result["few_steps"]["DDPM"]) + " |",
+            "|---|" + "---|" * len(result["few_steps"]["DDPM"]),
+            *(
+                f"| {method} | " + " | ".join(f"{rate:.1%}" for rate in row.values()) + " |"
+                for method, row in result["few_steps"].items()
+            ),
         ]
     if "epoch_losses" in result:
         lines += ["| 轮 | 本书的平均损失 | 文档的平均损失 | 相差 |", "|---|---|---|---|"]
@@ -325,6 +425,18 @@ def quality_lines(result: dict) -> list[str]:
             f"允许相差 {result['tolerance']:.0%}。测试集损失 {result['test_loss']:.6f}。",
             f"40 步采样 {result['n_samples']} 张：{result['recognized']:.1%} 认得出，"
             f"与测试图像的 Fréchet 距离 {result['distance']:.1f}。",
+        ]
+    if "class_guidance" in result:
+        lines += [
+            f"每种引导强度 {result['n_samples']} 张（{result['n_steps']} 步），十个数字一样多：",
+            "",
+            "| 引导强度 | 画对 | 同一个数字的各张之间，特征的平均距离 | 与测试图像的 Fréchet 距离 |",
+            "|---|---|---|---|",
+            *(
+                f"| {scale} | {row['as_asked']:.1%} | {row['variety']:.2f} | {row['distance']:.1f} |"
+                for scale, row in result["class_guidance"].items()
+            ),
+            f"| 真的数字 | {result['real_as_asked']:.1%} | {result['real_variety']:.2f} | |",
         ]
     if "samplers" in result:
         steps = list(next(iter(result["samplers"].values())))
