@@ -5,6 +5,8 @@
 
 MyST（.md）是源文件，.ipynb 由它生成：给 Colab、Binder 和 GitHub 用，其中的输出也是 nbval 对照的标准。
 代码一字不改；正文换成普通 Markdown（见 plain_markdown.py），因为那些地方不认 MyST。不要手改 .ipynb，下次生成时改动会丢失。
+输出由哪些东西算出（章里的代码、book_utils、模型、数据、包的版本，见 execution.py），记在笔记本的元数据里：
+都没有变，就沿用原来的输出，变了才重新执行。
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import yaml
+from execution import changed_inputs, execution_inputs
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -146,6 +149,7 @@ def generate(source: Path, root: Path = ROOT) -> NotebookNode:
         metadata={
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
+            "execution_inputs": execution_inputs(source, root),
         },
     )
     # 编号取自内容，同样的源文件总是得到同样的笔记本
@@ -170,15 +174,15 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def keep_outputs(notebook: NotebookNode, old: NotebookNode | None) -> bool:
-    """代码与旧笔记本相同时，把旧的输出搬过来，返回 True。
+    """旧笔记本的输出还作数时（见 execution.py）搬过来，返回 True。
 
     第一格（准备运行环境）不参与比较：它没有输出。
     """
-    if old is None:
+    if old is None or old.metadata.get("execution_inputs") != notebook.metadata.execution_inputs:
         return False
     new_cells, old_cells = code_cells(notebook), code_cells(old)
     if [cell.source for cell in new_cells[1:]] != [cell.source for cell in old_cells[1:]]:
-        return False
+        return False                                    # 旧笔记本被人手改过
     if any(cell.source and cell.execution_count is None for cell in old_cells):
         return False
     for new, previous in zip(new_cells, old_cells, strict=True):
@@ -254,11 +258,11 @@ def save(notebook: NotebookNode, path: Path) -> str:
 
 
 def write(source: Path, force: bool = False, root: Path = ROOT) -> str:
-    """生成一章的笔记本，返回一句话的结果；只改了正文时沿用旧的输出，不执行。"""
+    """生成一章的笔记本，返回一句话的结果；决定输出的东西都没有变时沿用旧的输出，不执行。"""
     target = source.with_suffix(".ipynb")
-    notebook = generate(source, root)
-    if not force and keep_outputs(notebook, read_notebook(target)):
-        return f"{target.name}：代码没有变，{save(notebook, target)}"
+    notebook, old = generate(source, root), read_notebook(target)
+    if not force and keep_outputs(notebook, old):
+        return f"{target.name}：不必执行，{save(notebook, target)}"
     started = time.perf_counter()
     execute(notebook, source)
     seconds = time.perf_counter() - started
@@ -276,6 +280,9 @@ def differences(source: Path, root: Path = ROOT) -> list[str]:
     if len(wanted.cells) != len(committed.cells):
         return [f"{name}：应有 {len(wanted.cells)} 格，实有 {len(committed.cells)} 格"]
     problems = []
+    inputs = committed.metadata.pop("execution_inputs", {})
+    if changed := changed_inputs(inputs, wanted.metadata.pop("execution_inputs")):
+        problems.append(f"{name}：输出已经过时，上次执行之后变了的有：{'、'.join(changed)}")
     if committed.metadata != wanted.metadata:
         problems.append(f"{name}：笔记本的元数据不同")
     for number, (new, old) in enumerate(zip(wanted.cells, committed.cells, strict=True)):
@@ -305,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     writer = commands.add_parser("write", help="生成并执行")
     writer.add_argument("names", nargs="*", metavar="章名", help="如 03-from-scratch；不写则是所有章")
-    writer.add_argument("--force", action="store_true", help="代码没有变也重新执行（改了 book_utils 或模型之后用）")
+    writer.add_argument("--force", action="store_true", help="什么都没有变也重新执行")
     commands.add_parser("check", help="只检查是否一致")
     options = parser.parse_args(arguments)
 
