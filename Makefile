@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 export MALLOC_TOP_PAD_        := 268435456
 
 # 网站由这些文件决定；其中一个比上次建成的网站新，才重建
-CODE    := $(wildcard book_utils/*.py) $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
+CODE    := $(shell find book_utils -type f ! -path "*/__pycache__/*") $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
 SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb spaces/*/*))
 ASSETS  := $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 

@@ -1,30 +1,9 @@
-"""《从零开始学扩散模型》的小工具包：与扩散模型有关的函数都先在书里讲过，再在这里取用。"""
+"""《从零开始学扩散模型》的小工具包：与扩散模型有关的函数都先在书里讲过，再在这里取用。
 
-from .butterflies import (
-    Butterfly,
-    butterfly_dataset,
-    butterfly_images,
-    caption,
-    export_imagefolder,
-    random_butterflies,
-    random_butterfly,
-    render_butterfly,
-)
-from .captions import random_attributes, random_caption
-from .corruption import corrupt
-from .data import DATA_ROOT, mnist_root, mnist_tensors, random_batches
-from .device import get_device, set_seed
-from .environment import Check, check_environment
-from .metrics import (
-    ButterflyJudge,
-    DigitClassifier,
-    attribute_labels,
-    butterfly_judge,
-    digit_classifier,
-    frechet_distance,
-)
-from .models import MODELS_ROOT, load_weights, resolve
-from .pictures import grid_image, plot_losses, show_rows, use_book_style
-from .slider import Slider
-from .training import History, epoch_means, fit
-from .unet import BasicUNet, ClassConditionedUnet
+有哪些名字、各在哪个模块，列在旁边的 ``__init__.pyi`` 里，编辑器也读它；用到时才导入那个模块，
+所以只用滑块或自检时不必等 PyTorch 与 diffusers。
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .butterflies import CHOICES, Butterfly
+from .worlds.butterflies import ATTRIBUTES, CHOICES, Butterfly
 from .models import load_weights, resolve
 
 
@@ -43,11 +43,11 @@ class ButterflyJudge(nn.Module):
 
     输入 (B, 3, H, W)，取值 0 到 1，正方形，任意边长（先缩放到 64 × 64）；
     输出字典：``is_butterfly`` → (B, 2) 的对数几率，其余属性名 → (B, 取值个数)，
-    各列的次序就是 ``book_utils.butterflies`` 里那个属性的取值次序。
+    各列的次序就是 ``book_utils.worlds.butterflies`` 里那个属性的取值次序。
     来源：第 4.3.5 节；配方见 recipes/butterfly_judge.py。
     """
 
-    ATTRIBUTES = ("wing_color", "pattern", "background", "size", "position")
+    ATTRIBUTES = ATTRIBUTES
 
     def __init__(self):
         super().__init__()

@@ -10,9 +10,16 @@ x0 = (x_t − √(1−ᾱ)·eps) / √ᾱ 要除以不到 0.06 的数，噪声�
 import torch
 from common import parser, save_model
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from measuring import DEVICE, SEED, draw, judge_butterflies, samplers
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from book_utils import butterfly_images, fit, set_seed
+from book_utils import butterfly_images, fit, resolve, set_seed
+from book_utils.worlds.butterflies import HELD_OUT, WING_COLORS
+
+NAME = "butterflies-ddpm-32"
+PURPOSE = "DDPM 管线，生成 32×32 的蝴蝶（第四、五、七章）"
+DATA = "蝴蝶世界 32×32：20,000 只大的、在中央的蝴蝶（seed=1），不含留作检验的颜色 × 花纹组合"
 
 N_IMAGES = 20_000
 IMAGE_SIZE = 32
@@ -56,7 +63,7 @@ def batch_loss(model, images, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "butterflies-ddpm-32").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     model = build_model()
     history = fit(
@@ -70,6 +77,74 @@ def main():
             options.output, pipeline.save_pretrained, history, options.device,
             "python recipes/butterflies_ddpm_32.py",
         )
+
+
+@torch.no_grad()
+def measure(name: str = NAME, n_samples: int = 500, n_steps: int = 100) -> dict:
+    pipeline = DDPMPipeline.from_pretrained(resolve(name)).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(SEED)
+    images = []
+    for count in tqdm([50] * (n_samples // 50), desc=f"{name}：采样 {n_steps} 步", unit="批"):
+        output = pipeline(batch_size=count, num_inference_steps=n_steps, generator=generator, output_type="np")
+        images.append(torch.from_numpy(output.images).permute(0, 3, 1, 2))
+    images = torch.cat(images)
+    is_butterfly, found = judge_butterflies(images)
+    kept = [attributes for attributes, keep in zip(found, is_butterfly.tolist(), strict=True) if keep]
+    colors = [attributes["wing_color"] for attributes in kept]
+    real, _ = butterfly_images(n_samples, 32, seed=SEED, size="large", position="center")
+    real = real / 255
+    # 每张生成的图到两万张训练图中最近的一张有多远；与新画的图到训练图的距离相比，太小就是背下来了
+    training = training_images()
+    training = torch.cat([training, training.flip(-1)]).flatten(1) / 255
+
+    def nearest(batch):
+        return torch.cat([torch.cdist(p, training).min(dim=1).values for p in batch.flatten(1).split(50)]).median().item()
+
+    # 步数少时 DDPM 与 DDIM 各能认出多少（第 5.4 节）
+    unet, few_steps, n_few = pipeline.unet.eval(), {}, 300
+    choices = samplers(pipeline.scheduler.config)
+    steps = (5, 10, 20, 50, 100)
+    with tqdm(total=2 * sum(steps), desc=f"{name}：比较步数", unit="步") as progress:
+        for method, key in (("DDPM", "DDPM"), ("DDIM", "DDIM（η = 0）")):
+            scheduler, options = choices[key]
+            few_steps[method] = {}
+            for count in steps:
+                drawn = draw(unet, scheduler, count, n_few, **options)
+                few_steps[method][str(count)] = judge_butterflies(drawn)[0].float().mean().item()
+                progress.update(count)
+    return {
+        "n_samples": n_samples,
+        "n_steps": n_steps,
+        "recognized": is_butterfly.float().mean().item(),
+        "wing_colors": {color: colors.count(color) for color in WING_COLORS},
+        "held_out_pairs": sum((a["wing_color"], a["pattern"]) in HELD_OUT for a in kept),
+        "nearest_training_image": nearest(images),
+        "nearest_training_image_of_new_renders": nearest(real),
+        "n_few": n_few,
+        "few_steps": few_steps,
+    }
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    return [
+        f"- {result['n_samples']} 张（{result['n_steps']} 步）里，裁判有九成以上把握是蝴蝶的占 "
+        f"{result['recognized']:.1%}（要求不低于 95%）",
+        "- 各种翅膀颜色的张数：" + "，".join(f"{WING_COLORS[c][0]} {n}" for c, n in result["wing_colors"].items()),
+        f"- 其中训练时没有见过的颜色 × 花纹组合 {result['held_out_pairs']} 张",
+        f"- 到最近的训练图像的距离（中位数）：生成的图 {result['nearest_training_image']:.2f}，"
+        f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
+        "",
+        f"步数少时认得出的比例，每格 {result['n_few']} 张：",
+        "",
+        "| 方法 | " + " | ".join(f"{n} 步" for n in result["few_steps"]["DDPM"]) + " |",
+        "|---|" + "---|" * len(result["few_steps"]["DDPM"]),
+        *(
+            f"| {method} | " + " | ".join(f"{rate:.1%}" for rate in row.values()) + " |"
+            for method, row in result["few_steps"].items()
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from collections import Counter
 import numpy as np
 import torch
 from common import load_as_float32, parser, save_model
+from measuring import DEVICE, SEED, distinct_butterflies, onnx_difference, onnx_line
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -30,10 +32,15 @@ from book_utils import (
     random_butterflies,
     random_caption,
     render_butterfly,
+    resolve,
     set_seed,
 )
-from book_utils.butterflies import CHOICES, HELD_OUT
-from book_utils.captions import ATTRIBUTES
+from book_utils.worlds.butterflies import CHOICES, HELD_OUT
+from book_utils.worlds.butterflies import ATTRIBUTES
+
+NAME = "butterfly-clip"
+PURPOSE = "认得中文与英文的小 CLIP：图像塔、文字塔与词表（第五、六章）"
+DATA = "蝴蝶世界 64×64：10,000 对（seed=21），一对里只差一个属性，每只八句说明，不含留作检验的颜色 × 花纹组合"
 
 N_PAIRS = 10_000
 IMAGE_SIZE = 64
@@ -219,7 +226,7 @@ def batch_loss(model, images, labels, tokens, told, generator):
 
 
 def main(arguments: list[str] | None = None):
-    options = parser(__doc__.splitlines()[0], "butterfly-clip").parse_args(arguments)
+    options = parser(__doc__.splitlines()[0], NAME).parse_args(arguments)
     set_seed(0)
     butterflies = make_pairs(N_PAIRS, seed=21)
     texts, told = write_captions(butterflies, seed=21)
@@ -250,6 +257,71 @@ def main(arguments: list[str] | None = None):
             load_as_float32(folder / "config.json")
 
         save_model(options.output, save_weights, history, options.device, "python recipes/butterfly_clip.py")
+
+
+# —— 测量 ——
+
+def clip_onnx_differences(model: CLIPModel, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, float]:
+    """小 CLIP 两座塔的特征；tokens (B, L) 与 pixels (B, 3, 64, 64) 是新的说明与图像。"""
+    return {
+        "text_features": onnx_difference(model, lambda m, ids: m.get_text_features(ids).pooler_output, (tokens,)),
+        "image_features": onnx_difference(model, lambda m, x: m.get_image_features(x).pooler_output, (pixels,)),
+    }
+
+
+@torch.no_grad()
+def measure_retrieval(model, tokenizer, processor, n_sets: int = 5, set_size: int = 100) -> dict:
+    """在 set_size 句说明里找图像的那一句，在 set_size 张图像里找说明的那一张：找对的比例，n_sets 组的平均。"""
+    def compare(butterflies, language, seed):
+        rng = np.random.default_rng(seed)
+        texts = [random_caption(b, rng, language) for b in butterflies]
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        pictures = [Image.fromarray(render_butterfly(b, 64, seed * 1000 + i).image) for i, b in enumerate(butterflies)]
+        pixels = processor(pictures, return_tensors="pt").pixel_values
+        logits = model(**tokens.to(model.device), pixel_values=pixels.to(model.device)).logits_per_image.cpu()
+        right = torch.arange(len(logits))
+        return [(scores.argmax(dim=1) == right).float().mean().item() for scores in (logits, logits.T)]
+
+    retrieval = {}
+    for language in ("zh", "en"):
+        for key, held_out in ((language, False), (language + "_held_out", True)):
+            seeds = range(SEED, SEED + n_sets)
+            scores = [compare(distinct_butterflies(set_size, seed, held_out), language, seed) for seed in seeds]
+            retrieval[key] = dict(zip(("image_to_text", "text_to_image"), np.mean(scores, axis=0).tolist(), strict=True))
+    return retrieval
+
+
+def measure(name: str = NAME, n_sets: int = 5, set_size: int = 100) -> dict:
+    folder = resolve(name)
+    model = CLIPModel.from_pretrained(folder).to(DEVICE).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    tokens = tokenizer(["一只红色的蝴蝶，靠左", "a small blue butterfly"], padding="max_length", return_tensors="pt")
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+    return {
+        "set_size": set_size,
+        "n_sets": n_sets,
+        "retrieval": measure_retrieval(model, tokenizer, processor, n_sets, set_size),
+        "onnx_difference": clip_onnx_differences(model, tokens.input_ids, pixels),
+    }
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    titles = {"zh": "中文", "en": "英文", "zh_held_out": "中文，留作检验的组合", "en_held_out": "英文，留作检验的组合"}
+    return [
+        f"在 {result['set_size']} 句各不相同的说明（或 {result['set_size']} 张新画的图）里，头一个就找对的比例，"
+        f"{result['n_sets']} 组平均（要求不低于 90%；留作检验的组合另计）：",
+        "",
+        "| | 由图找文 | 由文找图 |",
+        "|---|---|---|",
+        *(
+            f"| {title} | {scores['image_to_text']:.1%} | {scores['text_to_image']:.1%} |"
+            for title, scores in ((title, result["retrieval"][key]) for key, title in titles.items())
+        ),
+        "",
+        onnx_line(result),
+    ]
 
 
 if __name__ == "__main__":

@@ -11,13 +11,18 @@ import math
 import numpy as np
 import torch
 from common import parser, save_model
+from measuring import NAMES, SEED, judge_butterflies
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from book_utils import ButterflyJudge, attribute_labels, butterfly_images, fit, set_seed
-from book_utils.butterflies import BACKGROUNDS, WING_COLORS
+from book_utils.worlds.butterflies import BACKGROUNDS, WING_COLORS
+
+NAME = "butterfly-judge"
+PURPOSE = "蝴蝶裁判，认五种属性，也认得出不是蝴蝶的图像（第 4.3.5 节）"
+DATA = "蝴蝶世界 64×64：24,000 只，另有留作检验的组合 4,000 只、别的形状 6,000 张"
 
 SIZE = 64
 N_IMAGES = 24_000           # 训练用的组合
@@ -119,7 +124,7 @@ def batch_loss(model, images, labels, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "butterfly-judge").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     seen, seen_attributes = butterfly_images(N_IMAGES, SIZE, seed=11)
     held_out, held_out_attributes = butterfly_images(N_HELD_OUT, SIZE, seed=12, held_out=True)
@@ -139,6 +144,54 @@ def main():
             lambda folder: save_file(model.cpu().half().state_dict(), folder / "model.safetensors"),
             history, options.device, "python recipes/butterfly_judge.py",
         )
+
+
+def measure(name: str = NAME, n_images: int = 2000) -> dict:
+    """新画的蝴蝶（含留作检验的组合）上各属性的正确率；各种不是蝴蝶的图像被认作蝴蝶的比例。"""
+    result = {"n_images": n_images}
+    for size, key, options in (
+        (64, "accuracy_64", {}),
+        (64, "accuracy_held_out", {"held_out": True}),
+        (32, "accuracy_32_large", {"size": "large"}),
+    ):
+        images, butterflies = butterfly_images(n_images, size, seed=SEED, **options)
+        is_butterfly, found = judge_butterflies(images / 255)
+        result[key] = {"is_butterfly": is_butterfly.float().mean().item()} | {
+            attribute: sum(a[attribute] == getattr(b, attribute) for a, b in zip(found, butterflies, strict=True))
+            / n_images
+            for attribute in found[0]
+        }
+    images, _ = butterfly_images(n_images, 64, seed=SEED + 1)
+    generator = torch.Generator().manual_seed(SEED)
+    # make_negatives 依次给出噪声、平均、模糊、打乱，各占十二分之一
+    kinds = zip(("noise", "averages", "blurred", "shuffled"), make_negatives(images / 255, generator).chunk(4), strict=True)
+    negatives = dict(kinds) | {"other_shapes": make_shapes(1000, SEED) / 255}
+    result["wrongly_recognized"] = {
+        kind: judge_butterflies(batch)[0].float().mean().item() for kind, batch in negatives.items()
+    }
+    return result
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    titles = {
+        "accuracy_64": "训练用的组合，64×64", "accuracy_held_out": "留作检验的组合，64×64",
+        "accuracy_32_large": "大的，32×32",
+    }
+    names = {"is_butterfly": "认得是蝴蝶"} | NAMES
+    return [
+        f"新画的蝴蝶各 {result['n_images']} 只：",
+        "",
+        "| | " + " | ".join(names.values()) + " |",
+        "|---|" + "---|" * len(names),
+        *(f"| {title} | " + " | ".join(f"{result[key][n]:.1%}" for n in names) + " |" for key, title in titles.items()),
+        "",
+        "不是蝴蝶的图像被认作蝴蝶的比例：" + "，".join(
+            f"{title} {result['wrongly_recognized'][key]:.1%}" for key, title in (
+                ("noise", "噪声"), ("averages", "八只的平均"), ("blurred", "模糊的影子"),
+                ("shuffled", "打乱的碎片"), ("other_shapes", "别的形状"))
+        ) + "。",
+    ]
 
 
 if __name__ == "__main__":

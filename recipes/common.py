@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from book_utils import get_device  # noqa: E402  先把仓库加入路径
-from book_utils.models import CHECKSUMS, MODELS_ROOT  # noqa: E402
+from book_utils.checksums import CHECKSUMS, MODELS_ROOT  # noqa: E402
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:

@@ -12,19 +12,53 @@
 
 import hashlib
 import math
+import statistics
+import time
 from functools import partial
 from pathlib import Path
 
 import torch
 from butterfly_clip import encode, write_captions
-from common import load_as_float32, parser, save_model
+from common import MODELS_ROOT, load_as_float32, parser, save_model
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from measuring import (
+    DEVICE,
+    NAMES,
+    SEED,
+    agreement,
+    features,
+    nearest,
+    onnx_difference,
+    onnx_line,
+    psnr,
+    sharpness,
+    spread,
+    write_prompts,
+    write_unseen_prompts,
+)
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
-from book_utils import History, butterfly_images, fit, random_butterflies, resolve, set_seed
+from book_utils import (
+    History,
+    butterfly_images,
+    fit,
+    frechet_distance,
+    grid_image,
+    random_butterflies,
+    resolve,
+    set_seed,
+)
+from book_utils.worlds.butterflies import ATTRIBUTES
 from book_utils.training import load_state, save_state
+
+NAME = "mini-stable-diffusion"
+PURPOSE = "看中文或英文提示词画 64×64 的蝴蝶：StableDiffusionPipeline（第六、七、九章）"
+DATA = (
+    "蝴蝶世界 64×64：自编码器用 24,000 只（seed=31），UNet 用 40,000 只（seed=32）、每只八句说明，"
+    "都不含留作检验的颜色 × 花纹组合；文字编码器取自 butterfly-clip"
+)
 
 IMAGE_SIZE = 64
 COMMAND = "python recipes/mini_stable_diffusion.py"
@@ -42,6 +76,9 @@ N_IMAGES, N_EPOCHS, BATCH_SIZE = 40_000, 10, 32
 N_CAPTIONS = 8                  # 每张图的说明，一半中文，一半英文
 DROP_CAPTION = 0.1              # 这么多的说明换成空的，采样时才能用无分类器引导
 SNR_CAP = 5.0
+
+GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5)     # 测量时用这几种
+N_STEPS = 25
 
 
 # —— 第一步 ——
@@ -189,7 +226,7 @@ class UNetLoss:
 
 
 def main(arguments: list[str] | None = None):
-    options = parser(__doc__.splitlines()[0], "mini-stable-diffusion")
+    options = parser(__doc__.splitlines()[0], NAME)
     options.add_argument("--stage", choices=("autoencoder", "all"), default="all", help="autoencoder：只做第一步")
     options.add_argument("--clip", type=Path, help="butterfly-clip 的文件夹，默认用随书的")
     options = options.parse_args(arguments)
@@ -229,6 +266,144 @@ def main(arguments: list[str] | None = None):
             load_as_float32(folder / "text_encoder" / "config.json")
 
         save_model(options.output, save_weights, history, options.device, COMMAND, autoencoder=vae_history)
+
+
+# —— 测量 ——
+
+def pipeline_onnx_differences(pipeline, prompts: list[str]) -> dict[str, float]:
+    """管线的三个网络；输入是 prompts 与种子固定的噪声。"""
+    tokens = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    text = pipeline.text_encoder.cpu()(tokens).last_hidden_state.detach()
+    latents = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    timesteps = torch.linspace(0, 999, len(prompts)).long()
+    return {
+        "text_encoder": onnx_difference(pipeline.text_encoder, lambda m, ids: m(ids).last_hidden_state, (tokens,)),
+        "unet": onnx_difference(pipeline.unet, lambda m, x, t, text: m(x, t, text).sample, (latents, timesteps, text)),
+        "vae_decoder": onnx_difference(pipeline.vae, lambda m, z: m.decode(z).sample, (latents,)),
+    }
+
+
+@torch.no_grad()
+def reconstruct(vae, images: torch.Tensor) -> torch.Tensor:
+    """images（uint8）经自编码器压缩再还原，取值 0 到 1。"""
+    latents = (vae.encode((batch / 127.5 - 1).to(DEVICE)).latent_dist.mean for batch in images.split(50))
+    return torch.cat([(vae.decode(part).sample.cpu() / 2 + 0.5).clamp(0, 1) for part in latents])
+
+
+def reconstruction(vae, images: torch.Tensor) -> float:
+    """自编码器还原 images（uint8）的平均 PSNR，分贝。"""
+    return psnr(reconstruct(vae, images), images / 255).mean().item()
+
+
+def generate(pipeline, prompts: list[str], guidance_scale: float, seed: int = SEED) -> torch.Tensor:
+    """每句提示词一张图，取值 0 到 1，形状 (len(prompts), 3, 64, 64)；第 i 张的种子是 seed + i。"""
+    images = []
+    for start in tqdm(range(0, len(prompts), 50), desc=f"采样，引导 {guidance_scale:g}", unit="批"):
+        part = prompts[start : start + 50]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        output = pipeline(
+            part, num_inference_steps=N_STEPS, guidance_scale=guidance_scale, generator=generators, output_type="np",
+        )
+        images.append(torch.from_numpy(output.images).permute(0, 3, 1, 2))
+    return torch.cat(images)
+
+
+def measure(name: str = NAME, n_prompts: int = 300) -> dict:
+    pipeline = StableDiffusionPipeline.from_pretrained(resolve(name)).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    real, butterflies = butterfly_images(n_prompts, 64, seed=SEED)
+    result = {
+        "n_prompts": n_prompts,
+        "n_steps": N_STEPS,
+        "psnr": reconstruction(pipeline.vae, real),
+        "psnr_held_out": reconstruction(pipeline.vae, butterfly_images(n_prompts, 64, SEED + 1, held_out=True)[0]),
+    }
+
+    prompts = write_prompts(butterflies, SEED)
+    samples = {scale: generate(pipeline, prompts, scale) for scale in GUIDANCE_SCALES}
+    result["guidance"] = {scale: agreement(images, butterflies) for scale, images in samples.items()}
+    best = max(GUIDANCE_SCALES, key=lambda scale: sum(result["guidance"][scale][n] for n in NAMES))
+    images = samples[best]
+    result["best_guidance"] = best
+    result["zh"] = agreement(images[::2], butterflies[::2])
+    result["en"] = agreement(images[1::2], butterflies[1::2])
+    result["unseen_phrasing"] = agreement(generate(pipeline, write_unseen_prompts(butterflies), best), butterflies)
+    new = random_butterflies(n_prompts, SEED + 1, held_out=True)
+    result["held_out"] = agreement(generate(pipeline, write_prompts(new, SEED + 1), best), new)
+
+    # 裁判看真图的正确率，是上面各数的上限
+    result["judge_on_renders"] = agreement(real / 255, butterflies)
+    result["sharpness"] = sharpness(images)
+    result["sharpness_of_renders"] = sharpness(real / 255)
+    # 解码器能画到多清晰，是生成的图的上限；八张的平均是什么都没学会时的样子
+    result["sharpness_of_reconstructions"] = sharpness(reconstruct(pipeline.vae, real))
+    result["sharpness_of_averages"] = sharpness((real / 255)[: n_prompts // 8 * 8].unflatten(0, (-1, 8)).mean(dim=1))
+    more = butterfly_images(n_prompts, 64, seed=SEED + 2)[0] / 255
+    result["distance"] = frechet_distance(features(images), features(more))
+    result["distance_of_renders"] = frechet_distance(features(real / 255), features(more))
+
+    # 同一句提示词 8 个种子，与同样属性、翅形和角度随机的 8 张真图相比
+    chosen = butterflies[:12]
+    eight = generate(pipeline, [prompt for prompt in prompts[:12] for _ in range(8)], best, seed=SEED + 5000)
+    fixed = [{name: getattr(b, name) for name in ATTRIBUTES} for b in chosen]
+    truth = torch.stack([butterfly_images(8, 64, seed=SEED + i, **f)[0] / 255 for i, f in enumerate(fixed)])
+    result["diversity"] = spread(eight.unflatten(0, (12, 8)))
+    result["diversity_of_renders"] = spread(truth)
+    training = torch.cat([
+        F.interpolate(part / 255, size=(32, 32), mode="area").flatten(1) for part in training_images().split(500)
+    ])
+    result["nearest_training_image"] = nearest(images, training)
+    result["nearest_training_image_of_new_renders"] = nearest(real / 255, training)
+
+    seconds = []
+    for prompt in prompts[:6]:                          # 第一次有预热，不算
+        started = time.perf_counter()
+        pipeline(prompt, num_inference_steps=N_STEPS, guidance_scale=max(best, 2.0))
+        seconds.append(time.perf_counter() - started)
+    result["seconds_per_image"] = statistics.median(seconds[1:])
+
+    grid_image(images[:100], nrow=10).save(Path(MODELS_ROOT) / name / "samples.png")
+    result["sample_prompts"] = prompts[:100]
+    result["onnx_difference"] = pipeline_onnx_differences(pipeline, prompts[:4])
+    return result
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    columns = {"is_butterfly": "是蝴蝶"} | NAMES | {"color_and_pattern": "颜色与花纹都对"}
+    rows = {f"引导 {float(scale):g}": rates for scale, rates in result["guidance"].items()}
+    at = f"引导 {result['best_guidance']:g}"
+    rows |= {
+        f"{at}，中文": result["zh"], f"{at}，英文": result["en"], f"{at}，没有见过的句式": result["unseen_phrasing"],
+        f"{at}，留作检验的组合": result["held_out"], "新画的真图": result["judge_on_renders"],
+    }
+    return [
+        f"- 自编码器还原新图的 PSNR：{result['psnr']:.2f} dB（要求不低于 28），"
+        f"留作检验的组合 {result['psnr_held_out']:.2f} dB",
+        f"- 一张图，{result['n_steps']} 步，有引导：{result['seconds_per_image']:.2f} 秒（要求 3 秒以内）",
+        f"- 清晰程度（相邻像素之差的均方根）：{result['sharpness']:.4f}；新画的图 {result['sharpness_of_renders']:.4f}，"
+        f"新画的图经自编码器还原 {result['sharpness_of_reconstructions']:.4f}，"
+        f"新画的图每八张平均 {result['sharpness_of_averages']:.4f}",
+        f"- 同一句提示词 8 张之间的差别：{result['diversity']:.3f}，同样属性的新图 {result['diversity_of_renders']:.3f}",
+        f"- 到最近的训练图的距离（中位数）：{result['nearest_training_image']:.2f}，"
+        f"新画的图 {result['nearest_training_image_of_new_renders']:.2f}",
+        f"- 与新画的图的 Fréchet 距离（裁判的特征）：{result['distance']:.2f}，"
+        f"两批新画的图之间 {result['distance_of_renders']:.2f}",
+        onnx_line(result),
+        "",
+        f"{result['n_prompts']} 句提示词（一半中文），裁判看到的与所要的相同的比例"
+        "（要求：颜色、背景 95%，花纹 90%，大小、位置 85%，留作检验的组合颜色与花纹都对 80%）：",
+        "",
+        "| | " + " | ".join(columns.values()) + " |",
+        "|---|" + "---|" * len(columns),
+        *(f"| {title} | " + " | ".join(f"{rates[c]:.1%}" for c in columns) + " |" for title, rates in rows.items()),
+        "",
+        f"前 100 句的图，没有挑选（{at}，从左到右、从上到下）：",
+        "",
+        "![100 句提示词各一张图](samples.png)",
+        "",
+        *(f"{i}. {prompt}" for i, prompt in enumerate(result["sample_prompts"], start=1)),
+    ]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,14 @@ UNet2DModel 的 num_class_embeds 给每个类别一个嵌入，加在时间嵌�
 import torch
 from common import parser, save_model
 from diffusers import DDPMScheduler, UNet2DModel
+from measuring import DEVICE, MNIST_DATA, class_lines, measure_classes
 from torch.nn import functional as F
 
-from book_utils import fit, mnist_tensors, set_seed
+from book_utils import fit, mnist_tensors, resolve, set_seed
+
+NAME = "mnist-class-conditional"
+PURPOSE = "以数字为条件的 UNet 与调度器，类别 10 是“不指定”，用于无分类器引导（第 5.9 节）"
+DATA = MNIST_DATA
 
 NO_CLASS = 10               # 数字是 0 到 9
 DROP_LABEL = 0.1
@@ -48,7 +53,7 @@ def batch_loss(model, images, labels, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "mnist-class-conditional").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     model = build_model()
     history = fit(
@@ -65,6 +70,26 @@ def main():
         save_model(
             options.output, save_weights, history, options.device, "python recipes/mnist_class_conditional.py"
         )
+
+
+def measure(name: str = NAME) -> dict:
+    """各种引导强度下画对的比例，以及同一个数字的各张有多不同。"""
+    unet = UNet2DModel.from_pretrained(resolve(name), subfolder="unet").to(DEVICE).eval()
+    no_class = unet.config.num_class_embeds - 1
+
+    def guided(scale):
+        def predict(x, t, labels):
+            prediction = unet(x, t, class_labels=labels).sample
+            if scale != 1:
+                without = unet(x, t, class_labels=torch.full_like(labels, no_class)).sample
+                prediction = without + scale * (prediction - without)
+            return prediction
+        return predict
+
+    return measure_classes(name, {f"{scale:g}": guided(scale) for scale in (1.0, 2.0, 3.0, 5.0, 8.0)})
+
+
+card_lines = class_lines
 
 
 if __name__ == "__main__":

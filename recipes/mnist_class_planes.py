@@ -5,11 +5,16 @@
 
 import torch
 from common import parser, save_model
+from measuring import DEVICE, MNIST_DATA, class_lines, measure_classes
 from mnist_class_conditional import noise_scheduler
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from book_utils import ClassConditionedUnet, fit, mnist_tensors, set_seed
+from book_utils import ClassConditionedUnet, fit, load_weights, mnist_tensors, resolve, set_seed
+
+NAME = "mnist-class-planes"
+PURPOSE = "以数字为条件的 UNet，类别的嵌入铺成通道，与图像拼接（第 5.7 节）"
+DATA = MNIST_DATA
 
 
 def batch_loss(model, images, labels, generator):
@@ -22,7 +27,7 @@ def batch_loss(model, images, labels, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "mnist-class-planes").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     model = ClassConditionedUnet()
     history = fit(
@@ -38,6 +43,15 @@ def main():
             noise_scheduler.save_pretrained(folder / "scheduler")
 
         save_model(options.output, save_weights, history, options.device, "python recipes/mnist_class_planes.py")
+
+
+def measure(name: str = NAME) -> dict:
+    """类别铺成通道的网络，没有引导。"""
+    unet = load_weights(ClassConditionedUnet(), resolve(name)).to(DEVICE)
+    return measure_classes(name, {"1": unet})
+
+
+card_lines = class_lines
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@
 
 import torch
 from common import parser, save_model
+from measuring import DEVICE, MNIST_DATA, SEED, judge_digits
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from book_utils import DigitClassifier, corrupt, fit, mnist_tensors, set_seed
+from book_utils import DigitClassifier, corrupt, digit_classifier, fit, mnist_tensors, set_seed
+
+NAME = "mnist-classifier"
+PURPOSE = "数字分类器，给生成的数字打分（第 3.5.1、3.7.2 节）"
+DATA = MNIST_DATA
 
 NOT_A_DIGIT = 10
 
@@ -42,7 +47,7 @@ def batch_loss(model, images, labels, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "mnist-classifier").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     model = DigitClassifier()
     history = fit(
@@ -55,6 +60,30 @@ def main():
             lambda folder: save_file(model.cpu().half().state_dict(), folder / "model.safetensors"),
             history, options.device, "python recipes/mnist_classifier.py",
         )
+
+
+def measure(name: str = NAME) -> dict:
+    images, labels = mnist_tensors(train=False)
+    classifier = digit_classifier().to(DEVICE)
+    with torch.no_grad():
+        predictions = torch.cat([classifier(part.to(DEVICE)).argmax(dim=1).cpu() for part in images.split(500)])
+    generator = torch.Generator().manual_seed(SEED)
+    averages = images[torch.randint(len(images), (1000, 10), generator=generator)].mean(dim=1)
+    return {
+        "test_accuracy": (predictions == labels).float().mean().item(),
+        "recognized_test_images": judge_digits(images)[0],
+        "recognized_uniform_noise": judge_digits(torch.rand(1000, 1, 28, 28, generator=generator))[0],
+        "recognized_averages": judge_digits(averages)[0],
+    }
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    return [
+        f"- 测试集正确率：{result['test_accuracy']:.2%}（要求不低于 99%）",
+        f"- 九成以上把握是数字的比例：测试图像 {result['recognized_test_images']:.1%}，"
+        f"均匀噪声 {result['recognized_uniform_noise']:.1%}，十张数字的平均 {result['recognized_averages']:.1%}",
+    ]
 
 
 if __name__ == "__main__":

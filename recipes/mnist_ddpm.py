@@ -9,9 +9,15 @@ import json
 import torch
 from common import parser, save_model
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from measuring import DEVICE, MNIST_DATA, draw, judge_digits, samplers
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from book_utils import fit, mnist_tensors, set_seed
+from book_utils import fit, frechet_distance, mnist_tensors, resolve, set_seed
+
+NAME = "mnist-ddpm"
+PURPOSE = "DDPM 管线：按高斯退化过程预测噪声（第 3.7 节）"
+DATA = MNIST_DATA
 
 STEPS_PER_EPOCH = 469
 noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -41,7 +47,7 @@ def batch_loss(model, images, generator, with_timesteps=True):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "mnist-ddpm")
+    options = parser(__doc__.splitlines()[0], NAME)
     options.add_argument(
         "--without-timesteps", action="store_true", help="对照：时间步恒为 0，只走第一轮，只记下损失"
     )
@@ -66,6 +72,51 @@ def main():
         save_model(
             options.output, pipeline.save_pretrained, history, options.device, "python recipes/mnist_ddpm.py"
         )
+
+
+def measure(name: str = NAME, n_samples: int = 300) -> dict:
+    pipeline = DDPMPipeline.from_pretrained(resolve(name))
+    unet = pipeline.unet.to(DEVICE).eval()
+    test_images, _ = mnist_tensors(train=False)
+    real_rate, real_features = judge_digits(test_images[:n_samples])
+    other_features = judge_digits(test_images[n_samples : 2 * n_samples])[1]
+
+    choices = samplers(pipeline.scheduler.config)
+    steps = (5, 10, 20, 50)
+    table: dict[str, dict] = {method: {} for method in choices}
+    with tqdm(total=len(choices) * sum(steps), desc=f"{name}：采样", unit="步") as progress:
+        for method, (scheduler, options) in choices.items():
+            for n_steps in steps:
+                images = draw(unet, scheduler, n_steps, n_samples, **options)
+                rate, features = judge_digits(images)
+                table[method][str(n_steps)] = {
+                    "recognized": rate,
+                    "distance": frechet_distance(features, real_features),
+                }
+                progress.update(n_steps)
+    return {
+        "n_samples": n_samples,
+        "real_recognized": real_rate,
+        "real_distance": frechet_distance(real_features, other_features),
+        "samplers": table,
+    }
+
+
+def card_lines(result: dict) -> list[str]:
+    """测量结果，写进模型卡。"""
+    lines = []
+    steps = list(next(iter(result["samplers"].values())))
+    lines += [
+        f"每格 {result['n_samples']} 张：认得出的比例 / 与测试图像的 Fréchet 距离。"
+        f"真图：{result['real_recognized']:.1%} / {result['real_distance']:.2f}（两批测试图像之间）。",
+        "",
+        "| 方法 | " + " | ".join(f"{n} 步" for n in steps) + " |",
+        "|---|" + "---|" * len(steps),
+    ]
+    for method, row in result["samplers"].items():
+        cells = (f"{cell['recognized']:.1%} / {cell['distance']:.1f}" for cell in row.values())
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -6,9 +6,15 @@
 import torch
 from common import parser, save_model
 from diffusers import UNet2DModel
+from measuring import DEVICE, MNIST_DATA, clean_image_lines, measure_clean_image_model
 from torch.nn import functional as F
 
-from book_utils import corrupt, fit, mnist_tensors, set_seed
+from book_utils import corrupt, fit, mnist_tensors, resolve, set_seed
+
+NAME = "mnist-unet2d"
+PURPOSE = "diffusers 的 UNet2DModel，做与最小 UNet 相同的事（第 3.5.3 节）"
+DATA = MNIST_DATA
+DOCUMENT_LOSSES = ([0.018925, 0.012785, 0.011694], 0.10)     # 本书所依据的文档给出的每轮平均损失，允许的相对误差
 
 
 def build_model() -> UNet2DModel:
@@ -31,7 +37,7 @@ def batch_loss(model, images, generator):
 
 
 def main():
-    options = parser(__doc__.splitlines()[0], "mnist-unet2d").parse_args()
+    options = parser(__doc__.splitlines()[0], NAME).parse_args()
     set_seed(0)
     model = build_model()
     history = fit(
@@ -43,6 +49,14 @@ def main():
             options.output, model.cpu().half().save_pretrained,
             history, options.device, "python recipes/mnist_unet2d.py",
         )
+
+
+def measure(name: str = NAME) -> dict:
+    model = UNet2DModel.from_pretrained(resolve(name)).to(DEVICE).eval()
+    return measure_clean_image_model(name, lambda x: model(x, 0).sample, DOCUMENT_LOSSES)
+
+
+card_lines = clean_image_lines
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
-from evaluate import DOCUMENT_LOSSES
+import mnist_basic_unet
+import mnist_unet2d
 
 from book_utils import epoch_means
 
 
 def main():
     within = True
-    for name, (document, tolerance) in DOCUMENT_LOSSES.items():
+    for recipe in (mnist_basic_unet, mnist_unet2d):
+        name, (document, tolerance) = recipe.NAME, recipe.DOCUMENT_LOSSES
         folder = ROOT / ".work" / "reproduce" / name
         if not (folder / "training.json").exists():
             print(f"训练 {name}……", flush=True)

@@ -1,0 +1,342 @@
+"""配对的笔记本：与源文件一致、断网可执行、输出不变、在空文件夹里也能运行。"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import notebooks
+import pytest
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from support.paths import ROOT
+
+OFFLINE = ROOT / "tests/support/offline"
+SOURCES = notebooks.chapter_sources()
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+IGNORED_SHARE = 0.2             # 不比较输出的代码格至多占这么多，否则这一章等于没有测
+
+each_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+
+def committed(source: Path) -> nbformat.NotebookNode:
+    notebook = notebooks.read_notebook(source.with_suffix(".ipynb"))
+    assert notebook is not None, f"{source.with_suffix('.ipynb').name} 不存在或已损坏，请运行 make notebooks"
+    return notebook
+
+
+# —— 提交的笔记本本身 ——
+
+def test_notebooks_match_their_sources():
+    assert SOURCES, "chapters/ 里没有含代码的章"
+    assert notebooks.check() == [], "请运行 make notebooks"
+
+
+@each_chapter
+def test_first_cell_prepares_environment(source):
+    first = committed(source).cells[0]
+    assert first.source == notebooks.setup_source()
+    assert f'repository="{REPOSITORY}"' in first.source
+    assert first.metadata.tags == ["remove-cell"]
+    assert first.outputs == [], "都齐全时，准备环境的一格应当什么也不打印"
+
+
+@each_chapter
+def test_notebook_is_small(source):
+    assert source.with_suffix(".ipynb").stat().st_size <= notebooks.MAX_BYTES
+
+
+@each_chapter
+def test_notebook_holds_nothing_volatile(source):
+    notebook = committed(source)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    for cell in notebooks.code_cells(notebook):
+        assert "execution" not in cell.metadata
+        for output in cell.outputs:
+            assert output.get("name") != "stderr"
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+@each_chapter
+def test_most_outputs_are_compared(source):
+    cells = notebooks.code_cells(committed(source))[1:]
+    ignored = [c for c in cells if {"nbval-ignore-output", "nbval-skip"} & set(c.metadata.get("tags", []))]
+    assert len(ignored) < IGNORED_SHARE * len(cells), [cell.source.splitlines()[0] for cell in ignored]
+
+
+@each_chapter
+def test_cells_do_not_end_with_semicolon(source):
+    # nbval 不认行末的分号，会把 plt.plot(...); 的返回值当成输出来比较
+    for cell in notebooks.code_cells(committed(source)):
+        assert not cell.source.rstrip().endswith(";"), cell.source
+
+
+def test_setup_packages_are_pinned():
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for module, name in notebooks.PACKAGES.items():
+        assert f"\n{name}==" in pins, f"requirements.txt 里没有 {name}"
+        assert importlib.util.find_spec(module), f"环境里没有模块 {module}"
+
+
+# —— 断网重新执行，与提交的输出对照 ——
+
+def offline_environment(**extra: str) -> dict[str, str]:
+    """断网、没有进度条、滑块只留 HTML 一面的环境变量。"""
+    path = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "TQDM_DISABLE": "1", "BOOK_SLIDERS": "static"} | extra
+
+
+@pytest.mark.parametrize("code", [
+    "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)",
+    "import socket; socket.getaddrinfo('example.com', 80)",
+    "import urllib.request; urllib.request.urlopen('http://example.com', timeout=1)",
+    "import httpx; httpx.get('https://huggingface.co', timeout=1)",
+    "import asyncio; asyncio.run(asyncio.open_connection('192.0.2.1', 80))",
+])
+def test_network_is_really_cut_off(code):
+    result = subprocess.run([sys.executable, "-c", code], env=offline_environment(), capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "断网" in result.stderr or "Connection refused" in result.stderr, result.stderr
+
+
+def test_loopback_still_works_offline():
+    code = (
+        "import socket; server = socket.create_server(('127.0.0.1', 0));"
+        "socket.create_connection(server.getsockname()).close(); print('通')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=offline_environment(), capture_output=True, text=True)
+    assert result.stdout == "通\n", result.stderr
+
+
+def run_nbval(folder: Path) -> subprocess.CompletedProcess:
+    """在断网状态下用 nbval 重新执行一个文件夹里的笔记本。"""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "nbval_lenient", "-p", "no:cacheprovider", "-q", "--color=no",
+         "--nbval", "--nbval-current-env", f"--nbval-sanitize-with={ROOT / 'tests/support/nbval-sanitize.cfg'}",
+         f"--nbval-cell-timeout={notebooks.CELL_SECONDS}", "--nbval-kernel-startup-timeout=300", "--rootdir=.", *sorted(p.name for p in folder.glob("*.ipynb"))],
+        cwd=folder, env=offline_environment(), capture_output=True, text=True,
+    )
+
+
+def test_outputs_are_reproduced_offline():
+    result = run_nbval(ROOT / "chapters")
+    assert result.returncode == 0, f"{result.stdout[-8000:]}\n{result.stderr[-2000:]}"
+
+
+def small_notebook(path: Path, cells: list[tuple[str, list]]) -> None:
+    """写一个小笔记本：每格是 (代码, 输出)。"""
+    code = nbformat.v4.new_code_cell
+    nbformat.write(nbformat.v4.new_notebook(cells=[
+        code(source, outputs=outputs, execution_count=1) for source, outputs in cells
+    ]), path)
+
+
+def slider_page(frame: str, label: str = "噪声量", frames: int = 2) -> str:
+    data = json.dumps({"frames": [f"data:image/webp;base64,{frame}"] * frames, "labels": [label]})
+    return f'<div class="book-slider"><img src="data:image/webp;base64,{frame}"><script>{data}</script></div>'
+
+
+@pytest.mark.parametrize("shown, passes", [
+    (slider_page("AAAA"), True),
+    (slider_page("BBbb+/=="), True),                        # 只是帧的字节不同
+    (slider_page("AAAA", label="时间步"), False),
+    (slider_page("AAAA", frames=3), False),
+])
+def test_nbval_compares_sliders_without_their_pixels(tmp_path, shown, passes):
+    reference = [nbformat.v4.new_output("display_data", {"text/html": slider_page("AAAA")})]
+    source = f"import sys\nfrom IPython.display import HTML, display\nprint('进度', file=sys.stderr)\n"
+    source += f"display({{'text/html': {shown!r}}}, raw=True)"
+    small_notebook(tmp_path / "a.ipynb", [(source, reference)])
+    result = run_nbval(tmp_path)
+    assert (result.returncode == 0) == passes, result.stdout
+
+
+# —— 在 Colab 那样的空文件夹里 ——
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory) -> str:
+    """把工作目录（含未提交的改动）做成一个临时 git 仓库，返回它的地址，充当网上的仓库。"""
+    folder = tmp_path_factory.mktemp("remote") / "book"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("本书不在 git 仓库里（可能是下载的压缩包），无法测试克隆")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.endswith(".ipynb"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A", "-f"], ["commit", "-q", "-m", "快照"]):
+        subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
+    return folder.as_uri()
+
+
+def bare_kernel(folder: Path) -> str:
+    """造一个看不见本书仓库的内核：不处理 .pth（-S），所需的包另由 PYTHONPATH 给出。返回 JUPYTER_PATH。"""
+    spec = folder / "kernels" / "bare"
+    spec.mkdir(parents=True)
+    packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (spec / "kernel.json").write_text(json.dumps({
+        "argv": [sys.executable, "-S", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "bare",
+        "language": "python",
+        "env": {"PYTHONPATH": os.pathsep.join(sorted(packages)), "BOOK_SLIDERS": "static"},
+    }))
+    return str(folder)
+
+
+def run_in_empty_folder(tmp_path: Path, monkeypatch, cells: list, remote: str) -> nbformat.NotebookNode:
+    """在空文件夹里、没有 book_utils 的内核中执行若干格，克隆的地址换成 remote。"""
+    work = tmp_path / "content"
+    work.mkdir()
+    monkeypatch.setenv("JUPYTER_PATH", bare_kernel(tmp_path / "jupyter"))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{remote}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", REPOSITORY)
+    monkeypatch.setenv("GIT_CONFIG_KEY_1", "safe.directory")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_1", "*")
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(
+        notebook, timeout=300, kernel_name="bare", resources={"metadata": {"path": str(work)}}
+    ).execute()
+    return notebook
+
+
+@each_chapter
+def test_notebook_runs_from_an_empty_folder(source, snapshot, tmp_path, monkeypatch):
+    cells = notebooks.code_cells(notebooks.generate(source))
+    # 准备环境的一格、导入的一格，再加一格看看用的是不是克隆来的那一份
+    probe = nbformat.v4.new_code_cell("import book_utils\nprint(book_utils.__file__)")
+    result = run_in_empty_folder(tmp_path, monkeypatch, [*cells[:2], probe], snapshot)
+    name = REPOSITORY.rstrip("/").rsplit("/", 1)[-1]
+    assert result.cells[0].outputs == []
+    assert result.cells[-1].outputs[0].text.strip() == str(tmp_path / "content" / name / "book_utils" / "__init__.py")
+    assert [path.name for path in (tmp_path / "content").iterdir()] == [name]
+
+
+def test_failed_clone_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    setup = nbformat.v4.new_code_cell(notebooks.setup_source())
+    with pytest.raises(CellExecutionError, match="没有克隆成功"):
+        run_in_empty_folder(tmp_path, monkeypatch, [setup], (tmp_path / "nowhere").as_uri())
+    assert list((tmp_path / "content").iterdir()) == []
+
+
+def run_setup_with_missing(monkeypatch, absent: set[str]) -> list[list[str]]:
+    """假装缺少若干模块，执行准备环境的一格，返回它要运行的命令。"""
+    real, commands = importlib.util.find_spec, []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else real(name))
+
+    def fake_run(command, **_options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    exec(notebooks.setup_source(), {})
+    return commands
+
+
+def test_setup_installs_nothing_when_all_is_there(monkeypatch):
+    assert run_setup_with_missing(monkeypatch, set()) == []
+
+
+def test_setup_installs_only_what_is_missing_and_never_touches_torch(monkeypatch):
+    (command,) = run_setup_with_missing(monkeypatch, {"diffusers", "torchvision"})
+    assert command[1:5] == ["-m", "pip", "install", "--quiet"]
+    # torchvision 不指定版本，由 pip 找与现有 torch 相配的
+    assert command[5:6] == [f"torch=={version('torch')}"] and "torchvision" in command
+    assert [w.split("==")[0] for w in command[5:]] == ["torch", "torchvision", "diffusers"]
+    assert command[-1].startswith("diffusers==")
+
+
+# —— tools/notebooks.py ——
+
+SAMPLE = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+
+# 示例
+
+```{code-cell} ipython3
+:tags: [hide-input]
+import sys
+print("一", 1 + 1)
+print("警告", file=sys.stderr)
+```
+
+正文。
+"""
+
+
+@pytest.fixture
+def sample(tmp_path) -> Path:
+    """一个只有一章的小书，返回那一章的源文件。"""
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    source = tmp_path / "chapters" / "01-sample.md"
+    source.write_text(SAMPLE, encoding="utf-8")
+    return source
+
+
+def test_write_executes_then_keeps_outputs(sample, tmp_path, monkeypatch):
+    assert "执行用了" in notebooks.write(sample, root=tmp_path)
+    cell = notebooks.code_cells(committed(sample))[1]
+    assert cell.metadata.tags == ["hide-input"]
+    assert [(o.name, o.text) for o in cell.outputs] == [("stdout", "一 2\n")]
+    assert notebooks.check(tmp_path) == []
+
+    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("只改了正文，不该执行"))
+    sample.write_text(SAMPLE.replace("正文。", "改过的正文。"), encoding="utf-8")
+    assert notebooks.check(tmp_path) == [
+        "01-sample.ipynb：第 3 格的 source 不同（源文件里它以 '改过的正文。' 开头）"
+    ]
+    assert "代码没有变" in notebooks.write(sample, root=tmp_path)
+    assert notebooks.code_cells(committed(sample))[1].outputs == cell.outputs
+    assert notebooks.check(tmp_path) == []
+
+
+def test_failing_cell_leaves_the_old_notebook(sample, tmp_path):
+    sample.with_suffix(".ipynb").write_text("旧的", encoding="utf-8")
+    sample.write_text(SAMPLE.replace("1 + 1", "1 / 0"), encoding="utf-8")
+    with pytest.raises(notebooks.BookError, match="(?s)执行出错.*ZeroDivisionError"):
+        notebooks.write(sample, root=tmp_path)
+    assert sample.with_suffix(".ipynb").read_text(encoding="utf-8") == "旧的"
+    assert sorted(path.name for path in sample.parent.iterdir()) == ["01-sample.ipynb", "01-sample.md"]
+
+
+def test_source_without_jupytext_header_is_refused(sample, tmp_path):
+    sample.write_text(SAMPLE.replace("format_name: myst", "x: y"), encoding="utf-8")
+    with pytest.raises(notebooks.BookError, match="jupytext"):
+        notebooks.generate(sample, tmp_path)
+
+
+def test_oversized_notebook_and_machine_paths_are_refused(sample, tmp_path):
+    notebook = notebooks.generate(sample, tmp_path)
+    cell = notebooks.code_cells(notebook)[1]
+    cell.outputs = [nbformat.v4.new_output("stream", text="长" * notebooks.MAX_BYTES)]
+    with pytest.raises(notebooks.BookError, match="超过上限 1.5 MB"):
+        notebooks.save(notebook, sample.with_suffix(".ipynb"))
+    assert not sample.with_suffix(".ipynb").exists()
+    cell.outputs = [nbformat.v4.new_output("stream", text=f"{tmp_path}/models")]
+    with pytest.raises(notebooks.BookError, match="本机路径"):
+        notebooks.tidy(notebook, sample, tmp_path)
+
+
+def test_check_reports_orphans_and_unexecuted_cells(sample, tmp_path):
+    nbformat.write(notebooks.generate(sample, tmp_path), sample.with_suffix(".ipynb"))
+    (sample.parent / "02-orphan.ipynb").write_text("{}")
+    problems = notebooks.check(tmp_path)
+    assert any("还没有执行" in problem for problem in problems)
+    assert any(problem.startswith("02-orphan.ipynb") for problem in problems)
