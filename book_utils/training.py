@@ -5,9 +5,11 @@ import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -63,24 +65,24 @@ def fit(
         seed:       打乱次序与抽取噪声的种子。
         device:     计算设备。
         checkpoint: 断点文件（.safetensors）；已存在则从中断处继续，结果与不中断时相同。
+                    n_epochs 可以加大，接着多练几轮（lr_decay 时不行，学习率由总步数决定）；
+                    其余决定结果的设置与断点里的不同，就拒绝续训。
         checkpoint_every: 每多少步存一次断点。
         max_steps:  至多走到第几步，用于只想先跑一小段时；学习率仍按 n_epochs 计算。
     返回：
         :class:`History`，其中 losses 的长度是已走的步数。
     异常：
-        ValueError: 参数超出范围，或断点文件不属于这次训练。
+        ValueError: 参数超出范围；断点文件损坏，或属于另一次训练；损失不再是有限的数
+                    （这时断点仍是之前的，权重停在出错之前的一步）。
     来源：第 3.4.2 节手写的循环，加上进度条、断点与权重平均。
     """
+    _check_options(
+        tensors, lr, ema_decay, seed, n_epochs=n_epochs, batch_size=batch_size, micro_batch=micro_batch,
+        checkpoint_every=checkpoint_every, max_steps=max_steps,
+    )
     n_items = len(tensors[0])
-    if any(len(tensor) != n_items for tensor in tensors):
-        raise ValueError(f"各张量的样本数应相同，收到的是 {[len(t) for t in tensors]}。")
-    if n_epochs < 1 or lr <= 0 or (ema_decay is not None and not 0 < ema_decay < 1):
-        raise ValueError(
-            "n_epochs 应是正整数，lr 应大于 0，ema_decay 应在 0 与 1 之间；"
-            f"收到的是 n_epochs={n_epochs}，lr={lr}，ema_decay={ema_decay}。"
-        )
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch 应是正整数，收到的是 {micro_batch}。")
+    steps_per_epoch = math.ceil(n_items / batch_size)
+    n_steps = n_epochs * steps_per_epoch
     model.to(device).train()
     # fused：一次更新全部参数，省去 CPU 上成百次小运算的开销
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
@@ -94,11 +96,17 @@ def fit(
     seconds = 0.0
     order = torch.empty(0, dtype=torch.long)        # 本轮的打乱次序
 
-    if checkpoint is not None and Path(checkpoint).exists():
-        losses, order, seconds = _load_checkpoint(Path(checkpoint), model, optimizer, averaged, generator)
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        settings = {            # 决定训练结果的一切，续训时必须相同
+            "lr": lr, "lr_decay": lr_decay, "ema_decay": ema_decay, "seed": seed,
+            "batch_size": batch_size, "micro_batch": micro_batch, "tensors": _fingerprint(tensors),
+        }
+        if lr_decay:
+            settings["n_epochs"] = n_epochs
+        if checkpoint.exists():
+            losses, order, seconds = _load_checkpoint(checkpoint, settings, model, optimizer, averaged, generator)
 
-    steps_per_epoch = math.ceil(n_items / batch_size)
-    n_steps = n_epochs * steps_per_epoch
     stop = n_steps if max_steps is None else min(max_steps, n_steps)
     started = time.perf_counter() - seconds
     with tqdm(total=stop, initial=len(losses), desc="训练", unit="步", mininterval=1) as progress:
@@ -118,6 +126,8 @@ def fit(
                 part_loss = part_loss * (len(part) / len(indices))      # 各份加起来仍是整批的平均
                 part_loss.backward()
                 loss += part_loss.item()
+            if not math.isfinite(loss):
+                raise ValueError(f"第 {step + 1} 步的损失是 {loss}，训练停在这里，断点仍是之前的。请调小 lr 再试。")
             optimizer.step()
             if averaged is not None:
                 averaged.update_parameters(model)
@@ -127,7 +137,7 @@ def fit(
             progress.set_postfix(loss=f"{losses[-1]:.4f}")
             if checkpoint is not None and len(losses) % checkpoint_every == 0:
                 _save_checkpoint(
-                    Path(checkpoint), model, optimizer, averaged, generator,
+                    checkpoint, settings, model, optimizer, averaged, generator,
                     losses, order, time.perf_counter() - started,
                 )
 
@@ -135,6 +145,32 @@ def fit(
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
     return History(losses, time.perf_counter() - started)
+
+
+def _check_options(
+    tensors: tuple[torch.Tensor, ...], lr: float, ema_decay: float | None, seed: int, **positive: int | None
+) -> None:
+    """:func:`fit` 的参数超出范围时抛出 ValueError；positive 是应为正整数或 None 的那些。"""
+    lengths = [len(tensor) for tensor in tensors]
+    if not lengths or min(lengths) == 0 or len(set(lengths)) > 1:
+        raise ValueError(f"tensors 里各张量的样本数应相同，并且不是 0，收到的是 {lengths}。")
+    for name, value in positive.items():
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"{name} 应是正整数，收到的是 {value!r}。")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr 应是大于 0 的数，收到的是 {lr}。")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(f"ema_decay 应在 0 与 1 之间，收到的是 {ema_decay}。")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed 应是非负整数，收到的是 {seed}。")
+
+
+def _fingerprint(tensors: tuple[torch.Tensor, ...]) -> str:
+    """训练数据的形状与校验值：换了数据，它就不同。"""
+    checksum = 0
+    for tensor in tensors:
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), checksum)
+    return f"{'、'.join(str(tuple(tensor.shape)) for tensor in tensors)}（校验值 {checksum:08x}）"
 
 
 def epoch_means(losses: list[float], steps_per_epoch: int) -> list[float]:
@@ -151,6 +187,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """``with written_whole(path) as partial``：写到旁边的 partial（文件或文件夹），写完才改名成 path。
 
     系统的改名要么全做、要么不做，所以即使被 kill -9，path 也总是完整的：或是旧的，或是新的，或是没有。
+    它防的是程序被终止；整台机器突然断电时，改名可能先于内容落到盘上，要防那个还得 fsync。
     写的途中出错，就删去 partial。
     来源：第 4.4.2 节。
     """
@@ -230,7 +267,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _save_checkpoint(path, model, optimizer, averaged, generator, losses, order, seconds):
+def check_settings(path: str | Path, saved: dict, current: dict) -> None:
+    """断点里的设置 saved 与这次的 current 不同，就抛出 ValueError，说出哪几项不同。
+
+    来源：第 4.4.2 节。
+    """
+    different = [
+        f"{name} 是 {saved.get(name, '（没有记录）')}，这次是 {current.get(name, '（没有）')}"
+        for name in sorted(saved.keys() | current.keys()) if saved.get(name) != current.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"断点 {path} 属于另一次训练：它的 {'；'.join(different)}。"
+            "请改回原来的设置，换一个断点，或删去它从头训练。"
+        )
+
+
+def _save_checkpoint(path, settings, model, optimizer, averaged, generator, losses, order, seconds):
     """把续训所需的一切写进断点。"""
     state = {f"model.{key}": value for key, value in model.state_dict().items()} | optimizer_tensors(optimizer)
     if averaged is not None:
@@ -239,12 +292,13 @@ def _save_checkpoint(path, model, optimizer, averaged, generator, losses, order,
     state["losses"] = torch.tensor(losses, dtype=torch.float64)
     state["order"] = order
     state["seconds"] = torch.tensor(seconds, dtype=torch.float64)
-    save_state(path, state)
+    save_state(path, state, {"settings": settings})
 
 
-def _load_checkpoint(path, model, optimizer, averaged, generator):
+def _load_checkpoint(path, settings, model, optimizer, averaged, generator):
     """读回断点，返回 (losses, order, seconds)；其余状态就地恢复。"""
-    state, _ = load_state(path)
+    state, notes = load_state(path)
+    check_settings(path, notes.get("settings", {}), settings)
 
     def part(prefix):
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
