@@ -4,6 +4,7 @@
 PYTHON_BOOTSTRAP ?= python3
 PORT ?= 8000
 export PYTHON_BOOTSTRAP
+export FULL
 
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
@@ -18,12 +19,12 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 export MALLOC_TOP_PAD_        := 268435456
 
 # 网站由这些文件决定；其中一个比上次建成的网站新，才重建
-CODE    := $(shell find book_utils -type f ! -path "*/__pycache__/*") $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
+CODE    := $(shell find book_utils recipes -type f ! -path "*/__pycache__/*") $(shell find models data -name '.*' -prune -o -type f ! -name '*-ubyte' ! -name '*.md' -print 2>/dev/null)
 SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chapters/*.ipynb spaces/*/*))
 ASSETS  := $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test serve space notebooks reproduce bench evaluate clean
+.PHONY: help setup book test check serve space notebooks colab newest reproduce bench evaluate clean
 .DELETE_ON_ERROR:
 
 help: ## 列出所有目标
@@ -44,10 +45,9 @@ $(NPM): package.json package-lock.json | $(READY)
 book: $(BUILT) ## 执行各章并把网站建到 _build/html
 	@echo "网站在 _build/html，运行 make serve 后在浏览器里阅读。"
 
-# 章节的执行结果有缓存，缓存只看章节里的代码；工具包、模型或数据变了，要连缓存与做好的页面一起作废
-_build/.code: $(CODE) $(READY)
-	@rm -rf _build/.jupyter_cache _build/.doctrees
-	@mkdir -p _build
+# 各章只执行一遍，网站、笔记本与测试都取这一份结果；一章过没过时看内容（tools/execution.py），不看时间
+_build/.executed: $(SOURCES) $(CODE) $(READY)
+	$(PYTHON) tools/executed.py
 	@touch $@
 
 # 扩展、样式或脚本变了，Sphinx 看不出哪些页面要重做，也不会重新复制样式，就都重做（代码不必重新执行）
@@ -56,24 +56,34 @@ _build/.pages: $(ASSETS)
 	@mkdir -p _build
 	@touch $@
 
-$(BUILT): $(SOURCES) $(NPM) _build/.code _build/.pages
+$(BUILT): $(SOURCES) $(NPM) _build/.executed _build/.pages
 	@rm -f $@
 	@# 有警告时 Sphinx 只报一次，所以出错后丢掉它的记录，免得再运行一遍就“通过”
 	.venv/bin/jupyter-book build -W --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@touch $@
 
-test: book ## 运行全部测试（先建网站）
-	$(PYTHON) -m pytest --rootdir=. --durations=15 tests
+# 每个核一个进程；T= 后面是传给 pytest 的选项，例如 make test T="tests/text -x"
+test: book ## 运行全部测试（先建网站）；没有变过的页不重查，要全部重查：make test FULL=1
+	$(PYTHON) -m pytest --rootdir=. -n auto --dist loadgroup --durations=15 $(or $(T),tests)
+
+check: $(NPM) ## 只查一章，几分钟：make check CHAPTER=03
+	@$(PYTHON) tools/check.py $(CHAPTER)
 
 serve: book ## 在本机打开网站：http://127.0.0.1:8000（换端口：make serve PORT=8080）
 	@echo "在浏览器里打开 http://127.0.0.1:$(PORT) ，按 Ctrl+C 结束。"
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-space: $(READY) ## 在本机运行 2.1 节的演示程序：http://127.0.0.1:7860
-	@PYTHONPATH=.venv/space-packages $(PYTHON) spaces/mnist-ddpm/app.py
+space: $(READY) ## 在本机运行 2.1 节的演示程序：http://127.0.0.1:7860（5.7 节的：make space S=butterfly-color）
+	@PYTHONPATH=.venv/space-packages $(PYTHON) spaces/$(or $(S),mnist-ddpm)/app.py
 
 notebooks: $(READY) ## 重新生成并执行与各章配对的 .ipynb（全部强制执行：make notebooks FORCE=1）
 	$(PYTHON) tools/notebooks.py write $(if $(FORCE),--force)
+
+colab: ## 在 .venv-colab 里用 Colab 的较旧版本执行每一章（首次约装 5 GB）
+	@$(PYTHON_BOOTSTRAP) tools/other_versions.py colab
+
+newest: ## 在 .venv-newest 里用各个包的最新版本执行每一章
+	@$(PYTHON_BOOTSTRAP) tools/other_versions.py newest
 
 reproduce: $(READY) ## 完整训练第三章的两个模型，与原文的损失对照
 	$(PYTHON) tools/reproduce.py

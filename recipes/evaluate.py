@@ -24,15 +24,15 @@ def recipe_of(name: str) -> ModuleType:
     return importlib.import_module(name.replace("-", "_"))
 
 
-def write_card(name: str, result: dict) -> None:
-    """写模型卡 README.md。"""
+def card_text(name: str, result: dict) -> str:
+    """模型卡 README.md 的全文；result 是 measure() 的结果，也就是 evaluation.json 的内容。"""
     folder, recipe = MODELS_ROOT / name, recipe_of(name)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     stages = [
         f"{title}：{stage['steps']:,} 步，{stage['seconds'] / 60:.0f} 分钟"
         for title, stage in (("自编码器", training.get("autoencoder")), ("训练", training)) if stage
     ]
-    card = [
+    return "\n".join([
         f"# {name}",
         "",
         recipe.PURPOSE + "。",
@@ -55,8 +55,7 @@ def write_card(name: str, result: dict) -> None:
         (folder / CHECKSUMS).read_text(encoding="utf-8").rstrip(),
         "```",
         "",
-    ]
-    (folder / "README.md").write_text("\n".join(card), encoding="utf-8")
+    ])
 
 
 def main():
@@ -69,7 +68,7 @@ def main():
         (MODELS_ROOT / name / "evaluation.json").write_text(
             json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8"
         )
-        write_card(name, result)
+        (MODELS_ROOT / name / "README.md").write_text(card_text(name, result), encoding="utf-8")
         print(f"{name}（{time.perf_counter() - started:.0f} 秒）", *recipe.card_lines(result), "", sep="\n")
 
 

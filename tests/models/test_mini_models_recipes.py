@@ -308,9 +308,9 @@ def test_pipeline_folder(small):
     images = draw("一只红色的蝴蝶")
     assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all()
     assert np.array_equal(images, draw("一只红色的蝴蝶")) and not np.array_equal(images, draw("a blue butterfly"))
-    training = json.loads((folder / "training.json").read_text())
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert training["steps"] == 6 and training["autoencoder"]["steps"] == 4
-    listed = (folder / "SHA256SUMS").read_text()
+    listed = (folder / "SHA256SUMS").read_text(encoding="utf-8")
     assert all(part in listed for part in ("model_index.json", "unet/", "vae/", "text_encoder/", "tokenizer/", "scheduler/"))
 
 
@@ -327,7 +327,7 @@ def test_stopped_training_ends_the_same(small, recipe, tmp_path):
     for path in small[recipe].rglob("*.safetensors"):
         ours, theirs = load_file(folder / path.relative_to(small[recipe])), load_file(path)
         assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in theirs)
-    ours, theirs = (json.loads((path / "training.json").read_text()) for path in (folder, small[recipe]))
+    ours, theirs = (json.loads((path / "training.json").read_text(encoding="utf-8")) for path in (folder, small[recipe]))
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
 
 
@@ -416,8 +416,7 @@ def test_evaluation_of_small_models(small, tmp_path, monkeypatch):
         shutil.copytree(folder, tmp_path / name)
         options = {"n_sets": 1, "set_size": 8} if name == "butterfly-clip" else {"n_prompts": 12}
         result = evaluate.recipe_of(name).measure(name, **options) | {"machine": "CPU"}
-        evaluate.write_card(name, json.loads(json.dumps(result)))
-        card = (tmp_path / name / "README.md").read_text()
+        card = evaluate.card_text(name, json.loads(json.dumps(result)))
         assert "nan" not in card
         assert "训练：6 步" in card and "## 测量" in card
     assert "自编码器：4 步" in card and card.count("| 引导 ") == 9

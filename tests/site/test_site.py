@@ -5,18 +5,10 @@ import re
 import pytest
 import yaml
 from support.paths import ROOT
-from support.browser import SITE, built_pages, serve, visit
+from support.browser import SITE, as_phone, serve, visit
 from fontTools.ttLib import TTFont
 
-PAGES = built_pages()
 CHAPTERS = sorted(path.stem for path in (ROOT / "chapters").glob("*.md") if "kernelspec:" in path.read_text("utf-8"))
-
-
-@pytest.fixture(scope="module", params=PAGES)
-def opened(request, site, browser):
-    """逐页打开，一页的各项检查共用。"""
-    with visit(browser, site, request.param) as record:
-        yield record
 
 
 def test_requests_stay_on_own_origin(opened):
@@ -140,10 +132,12 @@ def test_chinese_lines_are_joined(opened):
     assert [text for text in paragraphs if re.search(r"[\u3001-\u9fff\uff00-\uffef]\n[\u3001-\u9fff]", text)] == []
 
 
-def test_no_sideways_scrolling_on_phone(opened, site, browser):
-    with visit(browser, site, opened.name, width=375) as phone:
-        width = phone.page.evaluate("document.scrollingElement.scrollWidth")
-    assert width <= 375, f"{opened.name} 在 375 像素宽的屏幕上有 {width} 像素宽"
+@pytest.mark.parametrize("screen", [375, 768])
+def test_no_sideways_scrolling(opened, screen):
+    """手机与平板。"""
+    with as_phone(opened.page, screen) as page:
+        width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert width <= screen, f"{opened.name} 在 {screen} 像素宽的屏幕上有 {width} 像素宽"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS or ["还没有任何一章"])

@@ -1,9 +1,10 @@
 """在无界面的 Chromium 里打开建好的网站，记下每一页的请求和报错。"""
 
 import functools
+import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,19 +63,32 @@ def serve(prefix: str = "/some/sub/path/") -> Iterator[str]:
     server.shutdown()
 
 
+_driver = None              # 同一个进程里只能有一个 Playwright：先打开的打开它，各处的 chromium() 共用
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
+    """打开一个无界面的 Chromium；可以同时打开几个。"""
+    global _driver
     if not CHROMIUM.is_file():
         pytest.fail(
             f"找不到 {CHROMIUM}。请安装 Debian 软件包 chromium 和 fonts-noto-cjk：apt-get install chromium fonts-noto-cjk",
             pytrace=False,
         )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+    with ExitStack() as stack:
+        if _driver is None:
+            _driver = stack.enter_context(sync_playwright())
+            stack.callback(_forget_driver)
+        browser = _driver.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
         yield browser
         browser.close()
+
+
+def _forget_driver() -> None:
+    global _driver
+    _driver = None
 
 
 @dataclass
@@ -86,6 +100,37 @@ class Visit:
     outside: list[str] = field(default_factory=list)    # 发往别的服务器的请求，都已拦下
     broken: list[str] = field(default_factory=list)     # 4xx、5xx 和没有完成的请求
     errors: list[str] = field(default_factory=list)     # 控制台错误和脚本异常
+
+    def screenshot(self, name: str) -> str:
+        """把现在的样子存成 _build/failures/名字.png，返回路径。"""
+        path = ROOT / "_build" / "failures" / f"{re.sub(r'[^\w.-]+', '_', name)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+        return str(path.relative_to(ROOT))
+
+
+@contextmanager
+def as_phone(page: Page, width: int = 375) -> Iterator[Page]:
+    """暂时换成手机的宽度，用完还原。"""
+    before = page.viewport_size
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")    # 等排好
+    try:
+        yield page
+    finally:
+        page.set_viewport_size(before)
+
+
+@contextmanager
+def as_dark(page: Page) -> Iterator[Page]:
+    """暂时换成暗色（页面的配色跟随系统），用完还原。"""
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    try:
+        yield page
+    finally:
+        page.emulate_media(color_scheme="light")
+        page.wait_for_function("document.documentElement.dataset.theme === 'light'")
 
 
 @contextmanager

@@ -93,3 +93,14 @@ def substance(body: str) -> str:
 
 # 每一章的标题
 PAGES = {path: headings(path) for path in CHAPTERS}
+
+
+def numbered_sections() -> dict[str, str]:
+    """章节号 → 标题与正文，如“3.6.1”；一章的正文记在“第三章”名下。"""
+    found = {}
+    for pages in PAGES.values():
+        for _, title, body in pages:
+            number = re.match(r"第[一二三四五六七八九]章|\d+(?:\.\d+)+", title)
+            if number:
+                found[number[0]] = f"{title}\n{body}"
+    return found
