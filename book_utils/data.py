@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from .checksums import DATA_ROOT, MNIST_MD5
+from .checksums import DATA_ROOT, MNIST_MD5, unpack_folder
 
 
 def _md5(path: Path) -> str:
@@ -21,7 +21,8 @@ def _md5(path: Path) -> str:
 def mnist_root(data_root: str | Path = DATA_ROOT) -> str:
     """备好随书的 MNIST，返回可交给 ``torchvision.datasets.MNIST(root=…)`` 的文件夹。
 
-    首次调用时把 ``MNIST/raw/*.gz`` 解压到原处（约 55 MB）并核对 MD5；
+    首次调用时把 ``MNIST/raw/*.gz`` 解压到原处（约 55 MB）并核对 MD5；原处不可写时，
+    解压到用户的缓存文件夹（``~/.cache/diffusion-book``，可用 ``XDG_CACHE_HOME`` 换地方）。
     之后 ``download=True`` 会发现文件都在，不再联网。
 
     参数：
@@ -30,20 +31,24 @@ def mnist_root(data_root: str | Path = DATA_ROOT) -> str:
         文件夹路径（字符串）。
     异常：
         FileNotFoundError: 缺少压缩文件。
+        PermissionError: 没有一处可写。
         ValueError: 压缩文件被截断，或内容与 MNIST 不符。
     来源：第 3.2.2 节。
     """
     raw = Path(data_root) / "MNIST" / "raw"
+    unpacked = unpack_folder(raw)
+    if unpacked != raw:
+        unpacked.mkdir(parents=True, exist_ok=True)
     for name, md5 in MNIST_MD5.items():
-        target, packed = raw / name, raw / f"{name}.gz"
+        target, packed = unpacked / name, raw / f"{name}.gz"
         if target.exists() and _md5(target) == md5:
             continue
         if not packed.exists():
             raise FileNotFoundError(
                 f"缺少数据文件 {packed}。请重新克隆本书仓库，或用 git checkout 恢复 data 文件夹。"
             )
-        # 先写临时文件、核对后再改名：中途断电也不会留下半个文件
-        handle, temporary = tempfile.mkstemp(dir=raw, prefix=f".{name}.")
+        # 先写临时文件、核对后再改名：中途被强行结束，也不会留下半个文件
+        handle, temporary = tempfile.mkstemp(dir=unpacked, prefix=f".{name}.")
         try:
             with gzip.open(packed) as source, os.fdopen(handle, "wb") as sink:
                 shutil.copyfileobj(source, sink)
@@ -55,7 +60,7 @@ def mnist_root(data_root: str | Path = DATA_ROOT) -> str:
             if isinstance(error, (EOFError, gzip.BadGzipFile)):
                 raise ValueError(f"数据文件 {packed} 已损坏或不完整，请重新取得它。") from error
             raise
-    return str(data_root)
+    return str(unpacked.parent.parent)
 
 
 def mnist_tensors(train: bool = True, data_root: str | Path = DATA_ROOT) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checksums import CHECKSUMS, DATA_ROOT, MNIST_MD5, MODELS_ROOT, ROOT, verify_model
+from .checksums import CHECKSUMS, DATA_ROOT, MNIST_MD5, MODELS_ROOT, ROOT, unpack_folder, verify_model
 
 STATES = ("正常", "可用", "太旧", "缺少", "有误")
 FAILING = ("太旧", "缺少", "有误")
@@ -38,9 +38,11 @@ SETUP_DISK_GIB = 10             # 与 tools/setup.sh 一致：6 GB 环境，加�
 DAILY_DISK_GIB = 2              # 装好之后：解压 MNIST、建网站、存训练的断点
 # 没有 requirements.txt（只拿到了 book_utils 文件夹）时，至少要有这些包
 CORE_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy", "pillow",
-                 "matplotlib", "mplfonts", "ipywidgets", "tqdm")
+                 "matplotlib", "mplfonts", "ipywidgets", "tqdm", "lazy-loader", "datasets", "accelerate")
 TRUE_VALUES = ("1", "ON", "YES", "TRUE")            # huggingface_hub 认得的“是”，其余一律当作“否”
 FALSE_VALUES = ("", "0", "OFF", "NO", "FALSE")
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")     # httpx 与 huggingface_hub 认得的代理
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def total_memory() -> float:
         amounts = [kib.value * 1024]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            amounts.append(int(Path(path).read_text()))
+            amounts.append(int(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             pass                # 不在容器里，或者写着 max：没有上限
     return min(amounts) / 2**30
@@ -227,7 +229,8 @@ def probe_torch(seconds: int = 300) -> dict:
         return torch_report()
     code = f"import json\n{inspect.getsource(torch_report)}\nprint(json.dumps(torch_report()))"
     try:
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
+        # 源码由标准输入送去：写成 -c 的参数，在默认编码没有汉字的系统上会报错
+        result = subprocess.run([sys.executable, "-"], input=code, capture_output=True, encoding="utf-8", timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"error": f"{seconds} 秒还没有导入完"}
     except OSError as error:
@@ -284,7 +287,7 @@ def nvidia_gpus() -> tuple[list[dict], str]:
         return [], ""
     command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30)
         if result.returncode != 0:
             return [], (result.stdout + result.stderr).strip().split("\n")[0][:120] or f"退出码 {result.returncode}"
         rows = [[field.strip() for field in line.split(",")] for line in result.stdout.splitlines() if line.strip()]
@@ -352,7 +355,12 @@ def check_data(raw: Path = DATA_ROOT / "MNIST" / "raw") -> Check:
             damaged.append(f"{name}.gz")
     if damaged:
         return Check("MNIST 数据", "有误", f"{'、'.join(damaged)} 已损坏", remedy)
-    return Check("MNIST 数据", "正常", "4 个文件，都完整")
+    try:
+        folder = unpack_folder(raw)
+    except PermissionError as error:
+        return Check("MNIST 数据", "有误", str(error), f"让 {raw} 可写，或用 XDG_CACHE_HOME 指定一个可写的文件夹")
+    elsewhere = "" if folder == raw else f"；仓库不可写，会解压到 {folder}"
+    return Check("MNIST 数据", "正常", f"4 个文件，都完整{elsewhere}")
 
 
 def check_models(root: Path = MODELS_ROOT) -> Check:
@@ -406,6 +414,83 @@ def check_variables(environment: dict[str, str]) -> list[Check]:
     return checks
 
 
+def proxies(environment: dict[str, str]) -> dict[str, str]:
+    """环境变量里设了哪些代理：变量名 → 地址。小写的一份优先，空的等于没有设。"""
+    found = {}
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        value = environment.get(name, environment.get(name.upper(), ""))
+        if value:
+            found[name] = value
+    return found
+
+
+def without_password(address: str) -> str:
+    """代理的地址，去掉其中的用户名和密码：自检的表常被贴出来提问。"""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def proxy_problem(environment: dict[str, str]) -> str:
+    """代理的写法有没有毛病；没有时是空串，否则是一句原因和办法。"""
+    for name, address in proxies(environment).items():
+        scheme = address.split("://")[0].lower() if "://" in address else "http"
+        shown = f"代理 {name}={without_password(address)}"
+        if scheme not in PROXY_SCHEMES:
+            return f"不认得{shown}，只能是 {'、'.join(f'{known}://' for known in PROXY_SCHEMES)} 开头的地址"
+        if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+            return f"{shown} 是 SOCKS 代理，要先安装 socksio：python -m pip install socksio"
+    return ""
+
+
+def check_proxies(environment: dict[str, str]) -> Check:
+    """有没有设置代理，写法对不对；只在连接 Hub 或镜像时用得到，所以不联网时至多是“可用”。"""
+    found = proxies(environment)
+    if not found:
+        return Check("代理", "正常", "没有设置")
+    problem = proxy_problem(environment)
+    if problem:
+        state = "有误" if environment.get("BOOK_MODE") == "hub" else "可用"
+        return Check("代理", state, problem, "照上面说的改；或者去掉它：unset " + " ".join(
+            name for lower in found for name in (lower, lower.upper()) if name in environment))
+    return Check("代理", "正常", "、".join(sorted({without_password(address) for address in found.values()})))
+
+
+def exempt_loopback(environment=os.environ) -> None:
+    """让本机的地址不走代理（就地改 no_proxy）：代理到不了 127.0.0.1 上的程序，去了只会失败。"""
+    hosts = [host.strip() for host in (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(",")]
+    hosts = [host for host in hosts if host]
+    if "*" not in hosts:
+        hosts += [host for host in LOOPBACK if host not in hosts]
+        environment["no_proxy"] = environment["NO_PROXY"] = ",".join(hosts)
+
+
+def hub_problem(endpoint: str, seconds: float = 5) -> str:
+    """连不连得上 Hub 或镜像；连得上时是空串，否则是一句原因。
+
+    自检与 resolve 都用它，走的也是 huggingface_hub 走的路（同样的代理、同样的证书），一处说通，另一处就通。
+    """
+    exempt_loopback()
+    problem = proxy_problem(dict(os.environ))
+    if problem:
+        return problem
+    through = proxies(dict(os.environ))
+    hint = f"，经由代理 {'、'.join(sorted({without_password(a) for a in through.values()}))}" if through else ""
+    try:
+        import httpx
+    except ImportError:             # 缺包时自检照样要能说话：退而用标准库，它不认 SOCKS 代理
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass                    # 有回应就是连得上
+        except (OSError, ValueError) as error:
+            return f"连不上 {endpoint}（{type(error).__name__}{hint}）"
+        return ""
+    try:
+        httpx.head(endpoint, timeout=seconds, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return f"连不上 {endpoint}（{type(error).__name__}{hint}）"
+    return ""
+
+
 def check_hub(environment: dict[str, str], seconds: float = 5) -> Check:
     """BOOK_MODE=hub 时看 Hub（或镜像）连不连得上；其他时候不联网。"""
     if environment.get("BOOK_MODE") != "hub":
@@ -413,12 +498,9 @@ def check_hub(environment: dict[str, str], seconds: float = 5) -> Check:
     if environment.get("HF_HUB_OFFLINE", "").upper() in TRUE_VALUES:
         return Check("Hub", "正常", "没有检查：HF_HUB_OFFLINE 已打开")
     endpoint = environment.get("HF_ENDPOINT") or "https://huggingface.co"
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError:
-        pass                    # 有回应就是连得上
-    except (OSError, ValueError) as error:
-        return Check("Hub", "有误", f"连不上 {endpoint}（{type(error).__name__}）",
+    problem = hub_problem(endpoint, seconds)
+    if problem:
+        return Check("Hub", "有误", problem,
                      "检查网络；换镜像：export HF_ENDPOINT=https://hf-mirror.com；或者 unset BOOK_MODE，用随书的模型")
     return Check("Hub", "正常", f"连得上 {endpoint}")
 
@@ -498,6 +580,7 @@ def check_environment() -> list[Check]:
         *attempt("MNIST 数据", check_data),
         *attempt("随书模型", check_models),
         *attempt("环境变量", check_variables, environment),
+        *attempt("代理", check_proxies, environment),
         *attempt("Hub", check_hub, environment),
     ]
     print(format_table(checks))
@@ -506,10 +589,20 @@ def check_environment() -> list[Check]:
     return checks
 
 
+def speak_chinese() -> None:
+    """让这个程序打印得出汉字：终端的编码装不下汉字时改用 UTF-8，装得下就不动，个别字符换成问号。"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            try:
+                "汉字".encode(stream.encoding or "ascii")
+                stream.reconfigure(errors="replace")
+            except (LookupError, UnicodeEncodeError):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+
+
 def main() -> int:
     """命令行：有要处理的项目时返回 1。"""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")      # Windows 的终端默认打印不出一些汉字
+    speak_chinese()
     return int(any(check.状态 in FAILING for check in check_environment()))
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -14,32 +15,14 @@ from PIL import Image
 
 MAX_BYTES = 300_000         # 一个滑块的 HTML 上限，免得网页和笔记本过大
 
-# 放在每个滑块后面的脚本：只认自己的父元素，不需要编号，也不依赖任何库
-_SCRIPT = """(() => {
-  const root = document.currentScript.parentElement;
-  const {frames, alts, labels} = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const inputs = [...root.querySelectorAll('input')], image = root.querySelector('img');
-  const show = () => {
-    let index = 0;
-    inputs.forEach((input, i) => {
-      index = index * labels[i].length + Number(input.value);
-      const text = labels[i][input.value];
-      input.setAttribute('aria-valuetext', text);
-      input.parentElement.querySelector('output').textContent = text;
-    });
-    image.src = frames[index];
-    image.alt = alts[index];
-  };
-  inputs.forEach(input => input.addEventListener('input', show));
-  show();
-})();"""
-
-_STYLE = """.book-slider{max-width:44rem;margin:1rem auto;text-align:center}
-.book-slider img{width:100%;height:auto;background:#fff;border-radius:4px}
-.book-slider label{display:flex;gap:.75rem;align-items:center;margin:.4rem 0}
-.book-slider input{flex:1;min-width:6rem;height:1.75rem;cursor:pointer}
-.book-slider output{min-width:4.5em;text-align:left;font-variant-numeric:tabular-nums}
-@media print{.book-slider input{display:none}.book-slider label{justify-content:center}}"""
+# 放在每个滑块里的脚本与样式：脚本只认自己的父元素，不需要编号，也不依赖任何库
+_SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8").strip()
+_STYLE = Path(__file__).with_name("slider.css").read_text(encoding="utf-8").strip()
+# 脚本一执行就去掉这句话，放开滑块；不信任的笔记本、GitHub 和禁用脚本的浏览器不执行它
+_STILL = (
+    "滑块在这里还不能拖动：没有执行它的脚本。请先信任这个笔记本（JupyterLab 的命令面板里选 Trust Notebook），"
+    "或者运行这一格；在网站上，请允许本站运行 JavaScript。"
+)
 
 
 class Slider:
@@ -95,7 +78,7 @@ class Slider:
         for middle, choices in zip(middles, self.values.values(), strict=True):
             first = first * len(choices) + middle
         controls = "".join(
-            f'<label>{html.escape(name)} <input type="range" min="0" max="{len(texts) - 1}" step="1" '
+            f'<label>{html.escape(name)} <input disabled type="range" min="0" max="{len(texts) - 1}" step="1" '
             f'value="{middle}" aria-valuetext="{html.escape(texts[middle])}"> '
             f"<output>{html.escape(texts[middle])}</output></label>"
             for name, texts, middle in zip(self.values, labels, middles, strict=True)
@@ -106,6 +89,7 @@ class Slider:
         page = (
             f'<div class="book-slider" role="group" aria-label="{html.escape(self.alt)}"><style>{_STYLE}</style>'
             f'<img src="{frames[first]}" alt="{html.escape(alts[first])}" style="{pixelated}">{controls}'
+            f'<p class="book-slider-still">{_STILL}</p>'
             f'<script type="application/json">{data}</script>'
             f"<script>{_SCRIPT}</script></div>"
         )
@@ -141,8 +125,20 @@ class Slider:
         }
         # 构建网站和执行配对笔记本时没有人拖动控件，只留 HTML 一面
         if os.environ.get("BOOK_SLIDERS") != "static":
-            bundle = self.widget()._repr_mimebundle_() | bundle
+            bundle = _view(self.widget()) | bundle
         return bundle
+
+
+def _view(widget) -> dict:
+    """控件要显示的内容。
+
+    ipywidgets 8 的控件自己会交出来；7（如 Colab）的控件只会用 ``_ipython_display_`` 当场显示自己，
+    与 HTML 一面合不到一起，所以照它那一种格式写出同样的内容。
+    """
+    if hasattr(widget, "_repr_mimebundle_"):
+        return widget._repr_mimebundle_()
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return {"application/vnd.jupyter.widget-view+json": view}
 
 
 def _label(value) -> str:

@@ -60,8 +60,18 @@ fi
 rm -rf "$VENV/.tmp"
 mkdir "$VENV/.tmp"
 export TMPDIR="$VENV/.tmp"
+exec 4>&1
 install() {
-    "$VENV/bin/python" -m pip install --disable-pip-version-check "$@" || fail "pip 没有装好全部的包，原因见上。
+    # 报错照常显示，同时留一份，好分清是哪一种；进度条（标准输出）不经过管道
+    status=$({ { "$VENV/bin/python" -m pip install --disable-pip-version-check "$@" 2>&1 >&4 && echo 0 >&3 || echo 1 >&3; } |
+        tee "$TMPDIR/pip.log" >&2; } 3>&1)
+    [ "$status" = 0 ] && return
+    if grep -q -E 'ResolutionImpossible|different Python' "$TMPDIR/pip.log"; then
+        fail "写死的版本彼此不容，或者不容这个 Python（$version），原因见上。这不是网络的问题，换镜像没有用。
+· 换一个 Python 试试，例如：make book PYTHON_BOOTSTRAP=python3.12
+· 改过 requirements.txt 或 constraints.txt 的，请让两处一致。"
+    fi
+    fail "pip 没有装好全部的包，原因见上。
 · 若是网络中断，再运行一次同样的命令即可，已经装好的不会重来；
 · 若连不上或很慢，可以换一个镜像，例如：
     make book PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple

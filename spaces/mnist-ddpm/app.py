@@ -5,6 +5,9 @@ from pathlib import Path
 
 # 不上报使用情况；要在导入 gradio 之前设好
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# 启动时 gradio 要访问自己的网页，代理到不了这里：本机的地址不走代理
+exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [exempt, "localhost", "127.0.0.1"]))
 
 import gradio as gr
 import torch
