@@ -103,7 +103,8 @@ class Visit:
 
     def screenshot(self, name: str) -> str:
         """把现在的样子存成 _build/failures/名字.png，返回路径。"""
-        path = ROOT / "_build" / "failures" / f"{re.sub(r'[^\w.-]+', '_', name)}.png"
+        file = re.sub(r"[^\w.-]+", "_", name) + ".png"
+        path = ROOT / "_build" / "failures" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
         return str(path.relative_to(ROOT))
