@@ -1,10 +1,9 @@
-"""中文书的几处细节：换行不变成空格，标题有稳定的锚点，引用写成“Ho 等（2020）”，界面文字用中文。"""
+"""中文书的几处细节：换行不变成空格，标题有稳定的锚点，引用写成“Ho 等（2020）”。界面文字见 interface.py。"""
 
 import re
 from dataclasses import dataclass, field
 
 from docutils import nodes
-from rewrite import rewrite_pages
 from sphinx.addnodes import pending_xref
 from sphinx.transforms import SphinxTransform
 from sphinxcontrib.bibtex.plugin import register_plugin
@@ -102,52 +101,10 @@ class ChineseReferenceStyle(AuthorYearReferenceStyle):
     post_text_sep: str = "，"
 
 
-# 主题和扩展里写死的、没有中文翻译的界面文字
-INTERFACE = {
-    'title="Toggle primary sidebar"': 'title="目录" aria-label="目录"',
-    'title="Toggle secondary sidebar"': 'title="本页内容" aria-label="本页内容"',
-    'aria-label="Toggle hidden content"': "",
-    'aria-label="Main"': 'aria-label="全书目录"',
-    'aria-label="Page"': 'aria-label="本页内容"',
-    'aria-label="当前页面"': 'aria-label="本页内容"',
-    'aria-label="网页导航"': 'aria-label="目录"',
-    'aria-label="Color mode"': 'aria-label="切换亮色、暗色"',
-    'data-bs-title="Color mode"': 'data-bs-title="切换亮色、暗色"',
-    'title="System Settings"': 'title="跟随系统"',
-    'title="Link to this heading"': 'title="本节的链接"',
-    'title="Link to this image"': 'title="本图的链接"',
-    'title="Link to this table"': 'title="本表的链接"',
-    'title="Link to this code"': 'title="本段代码的链接"',
-    'title="Link to this equation"': 'title="本式的链接"',
-    'title="Link to this term"': 'title="本词的链接"',
-    '<p class="prev-next-subtitle">上一条</p>': '<p class="prev-next-subtitle">上一页</p>',
-    '<p class="prev-next-subtitle">下一条</p>': '<p class="prev-next-subtitle">下一页</p>',
-    # 首次打开时主题等脚本加载完才分亮暗，夜间会闪一下白；在这里立刻定下来
-    'localStorage.getItem("theme") || "auto"':
-        'localStorage.getItem("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")',
-    'alt="Binder logo"': 'alt=""',
-    'alt="Colab logo"': 'alt=""',
-}
-
-
-def translate_interface(app, exception):
-    """把界面上剩下的英文换成中文。"""
-    if exception or app.builder.format != "html":
-        return
-
-    def translate(text: str) -> str:
-        for english, chinese in INTERFACE.items():
-            text = text.replace(english, chinese)
-        return text
-
-    rewrite_pages(app.outdir, translate)
-
-
 def setup(app):
     register_plugin("sphinxcontrib.bibtex.style.referencing", "chinese", ChineseReferenceStyle)
     app.add_transform(JoinChineseLines)
     app.add_transform(KeepPunctuation)
     app.add_transform(TightenCitations)
     app.add_transform(StableHeadingIds)
-    app.connect("build-finished", translate_interface)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

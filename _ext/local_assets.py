@@ -5,7 +5,6 @@
 - Thebe：主题在每页都放一段从 unpkg.com 加载的脚本，去掉；本书自己的办法见 live_code.py。
 """
 
-import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import pydata_sphinx_theme
 from docutils import nodes
 from fontTools import subset
 from fontTools.ttLib import TTFont
-from rewrite import rewrite_pages
+from rewrite import Rule, add_rules
 from sphinx.errors import ExtensionError
 
 # 浏览器用到的部件，见 https://docs.mathjax.org/en/v3.2/web/components/；其余（右键菜单、SVG 字形……）不复制
@@ -104,12 +103,10 @@ def drop_thebe_config(app, doctree, docname):
             node.parent.remove(node)
 
 
-def drop_fontawesome(app, exception):
-    """去掉 fontawesome.js 和完整的图标字体，见本文件开头。"""
+def drop_icon_files(app, exception):
+    """主题自带的图标脚本和完整的图标字体，不随网站发布。"""
     if exception or app.builder.format != "html":
         return
-    script = re.compile(r'\s*<!-- So that users can add custom icons -->\s*<script [^>]*fontawesome\.js[^>]*></script>')
-    rewrite_pages(app.outdir, lambda text: script.sub("", text))
     static = Path(app.outdir, "_static")
     shutil.rmtree(static / "vendor/fontawesome", ignore_errors=True)
     for unused in static.glob("scripts/fontawesome.js*"):
@@ -121,5 +118,9 @@ def setup(app):
     app.connect("builder-inited", prepare)
     app.connect("html-page-context", drop_thebe_scripts, priority=900)
     app.connect("doctree-resolved", drop_thebe_config, priority=900)
-    app.connect("build-finished", drop_fontawesome)
+    add_rules(app, Rule(
+        "加载 fontawesome.js 的脚本，图标改用小字体",
+        r'\s*<!-- So that users can add custom icons -->\s*<script [^>]*fontawesome\.js[^>]*></script>', "",
+    ))
+    app.connect("build-finished", drop_icon_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,6 @@
 """帮读者读下去的几样东西：所在位置、阅读与运行的时间、配对笔记本的下载，术语的释义。"""
 
 import json
-import os
 import re
 import shutil
 from html import escape
@@ -10,6 +9,7 @@ from pathlib import Path
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx import addnodes
+from sphinx.errors import ExtensionError
 from sphinx_design.dropdown import dropdown_main
 
 # 阅读时间的估计办法。教材要边读边想，所以取默读速度的下限；折叠的答案和代码的输出不算。
@@ -48,13 +48,16 @@ def reading_time(doctree: nodes.document) -> str:
 
 
 def running_time(app, docname: str) -> str | None:
-    """上一次执行各格共用多久；执行结果取自缓存时，是当时的用时。"""
+    """上一次执行各格共用多久；执行结果取自缓存时，是当时的用时。
+
+    缓存里只记了用时，没有记是怎样的机器；网站可能在另一台机器上建，所以不说是几核。
+    """
     record = NbMetadataCollector.get_exec_data(app.env, docname)
     if not record or not record["runtime"]:
         return None
-    seconds, cores = record["runtime"], len(os.sched_getaffinity(0))
+    seconds = record["runtime"]
     length = f"{max(1, round(seconds / 10)) * 10} 秒" if seconds < 90 else f"{round(seconds / 60)} 分钟"
-    return f"运行约 {length}（{'两' if cores == 2 else f'{cores} '}核的电脑上实测）"
+    return f"运行约 {length}（实测）"
 
 
 def parts(app) -> dict[str, str]:
@@ -113,9 +116,13 @@ def definitions(app) -> dict[str, list[str]]:
     return found
 
 
-def glossary_data(app, body: str) -> str:
+def glossary_data(app, doctree: nodes.document) -> str:
     """本页链接到的术语的释义，给 _static/glossary.js 用。"""
-    used = set(re.findall(r'href="[^"]*#([^"]+)"><span class="xref std std-term"', body))
+    used = {
+        link["refid"] if "refid" in link else link["refuri"].rpartition("#")[2]
+        for link in doctree.findall(nodes.reference)
+        if any("std-term" in child.get("classes", ()) for child in link.findall(nodes.inline))
+    }
     terms = {anchor: text for anchor, text in definitions(app).items() if anchor in used}
     if not terms:
         return ""
@@ -140,9 +147,12 @@ def add_to_page(app, pagename, templatename, context, doctree):
         return
     link_paired_notebook(app, pagename, context)
     body = context["body"]
-    terms = glossary_data(app, body)
+    terms = glossary_data(app, doctree)
     if has_notebook(app, pagename):
-        body = body.replace("</h1>", "</h1>" + chapter_facts(app, pagename, context, doctree), 1)
+        before, end, after = body.partition("</h1>")
+        if not end:
+            raise ExtensionError(f"{pagename} 的网页里没有 </h1>，章首的一行（阅读与运行的时间）放不进去。")
+        body = before + end + chapter_facts(app, pagename, context, doctree) + after
     context["body"] = breadcrumb(app, pagename, context) + body + terms
 
 

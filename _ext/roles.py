@@ -16,7 +16,6 @@ from sphinx.util.docutils import ReferenceRole, SphinxRole
 from sphinx.util.nodes import make_refnode
 
 NUMBER = re.compile(r"第[一二三四五六七八九十]+章|\d+(?:\.\d+)*|附录")
-CHINESE = "零一二三四五六七八九"
 
 
 class NewTermRole(ReferenceRole):
@@ -61,8 +60,8 @@ def resolve_section(app, env, node, content):
         docname, anchor = headings[target]
         return make_refnode(app.builder, node["refdoc"], docname, anchor, content, env.titles[docname].astext())
     chapter = target.split(".")[0]
-    if chapter.isdigit() and f"第{CHINESE[int(chapter)]}章" in headings:
-        raise ExtensionError(f"{node['refdoc']} 里的 {{sec}} 指向 {target}，第{CHINESE[int(chapter)]}章里却没有这一节。")
+    if any(number.startswith(f"{chapter}.") for number in headings):
+        raise ExtensionError(f"{node['refdoc']} 里的 {{sec}} 指向 {target}，第 {chapter} 章里却没有这一节。")
     return content
 
 

@@ -21,31 +21,18 @@ from pathlib import Path
 import jupytext
 import nbformat
 import yaml
+from dependencies import DependencyError, chapter_packages
 from execution import changed_inputs, execution_inputs
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from plain_markdown import PlainMarkdown
+from numbering import NumberingError, book_numbers
+from plain_markdown import MarkdownError, PlainMarkdown
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 1_500_000           # 一个笔记本的上限，再大 GitHub 上就看不了了
 CELL_SECONDS = 600
-
-# 各章用到的模块 → 它所在的包。在 Colab 里缺哪个才装哪个，版本取自 requirements.txt
-PACKAGES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-    "matplotlib": "matplotlib",
-    "mplfonts": "mplfonts",
-    "PIL": "pillow",
-    "ipywidgets": "ipywidgets",
-    "tqdm": "tqdm",
-    "httpx": "httpx",
-}
 
 SETUP_CELL = '''\
 #@title 准备运行环境：请先运行这一格
@@ -118,10 +105,11 @@ def chapter_sources(root: Path = ROOT) -> list[Path]:
     return [path for path in sources if re.search(r"^[`:]{3,}\{code-cell\}", path.read_text(encoding="utf-8"), re.M)]
 
 
-def setup_source(root: Path = ROOT) -> str:
-    """返回笔记本第一格的代码；仓库地址取自 _config.yml。"""
+def setup_source(source: Path, root: Path = ROOT) -> str:
+    """返回一章的笔记本第一格的代码；仓库地址取自 _config.yml，要哪些包由章里的 import 得出。"""
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    packages = "{\n" + "".join(f"        {json.dumps(k)}: {json.dumps(v)},\n" for k, v in PACKAGES.items()) + "    }"
+    wanted = chapter_packages(source, root)
+    packages = "{\n" + "".join(f"        {json.dumps(k)}: {json.dumps(v)},\n" for k, v in wanted.items()) + "    }"
     return (
         SETUP_CELL.replace("@REPOSITORY@", json.dumps(repository["url"].rstrip("/")))
         .replace("@BRANCH@", json.dumps(repository.get("branch", "main")))
@@ -139,9 +127,13 @@ def generate(source: Path, root: Path = ROOT) -> NotebookNode:
         converted = jupytext.reads(text, fmt="md:myst")
     except Exception as error:
         raise BookError(f"{source.name}：不是合格的 MyST 笔记本（{error}）。") from error
-    PlainMarkdown(converted, source, root).convert()
+    try:
+        PlainMarkdown(converted, source, root, lambda: book_numbers(root)).convert()
+        first = setup_source(source, root)
+    except (DependencyError, NumberingError, MarkdownError) as error:
+        raise BookError(f"{source.name}：{error}") from error
     setup = nbformat.v4.new_code_cell(
-        setup_source(root), metadata={"tags": ["remove-cell"], "cellView": "form"}     # cellView：在 Colab 里收起代码
+        first, metadata={"tags": ["remove-cell"], "cellView": "form"}     # cellView：在 Colab 里收起代码
     )
     notebook = nbformat.v4.new_notebook(
         cells=[setup, *converted.cells],
