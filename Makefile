@@ -24,7 +24,7 @@ SOURCES := $(filter-out README.md,$(wildcard *.md *.bib *.yml chapters/*.md chap
 ASSETS  := $(shell find _static _extra _ext -type f ! -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check serve space notebooks colab newest reproduce bench evaluate clean
+.PHONY: help setup book test check lint serve space notebooks colab newest reproduce bench evaluate clean
 .DELETE_ON_ERROR:
 
 help: ## 列出所有目标
@@ -68,6 +68,9 @@ test: book ## 运行全部测试（先建网站）；没有变过的页不重查
 
 check: $(NPM) ## 只查一章，几分钟：make check CHAPTER=03
 	@$(PYTHON) tools/check.py $(CHAPTER)
+
+lint: $(READY) ## 检查代码的写法（ruff，规则在 pyproject.toml）
+	$(PYTHON) -m ruff check .
 
 serve: book ## 在本机打开网站：http://127.0.0.1:8000（换端口：make serve PORT=8080）
 	@echo "在浏览器里打开 http://127.0.0.1:$(PORT) ，按 Ctrl+C 结束。"
