@@ -44,11 +44,15 @@ def grid_image(
     返回：
         PIL 图像；单通道为灰度（模式 L），三通道为 RGB。
     异常：
-        ValueError: 形状或取值范围不合。
+        ValueError: 形状、取值范围、nrow 或 scale 不合，或图像里有 NaN 或无穷。
     来源：第 3.2.2 节。
     """
+    if nrow < 1 or scale < 1:
+        raise ValueError(f"nrow 与 scale 都应是正整数，收到的是 {nrow} 和 {scale}。")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images 的形状应是 (B, 1, H, W) 或 (B, 3, H, W)，收到的是 {tuple(images.shape)}。")
+    if not bool(images.isfinite().all()):
+        raise ValueError("images 里有 NaN 或无穷，画不成图：多半是训练或采样出了错。")
     low, high = value_range
     if low >= high:
         raise ValueError(f"value_range 应是（低, 高）且低小于高，收到的是 {value_range}。")
@@ -73,8 +77,12 @@ def show_rows(
         nrow, value_range: 同 :func:`grid_image`。
     返回：
         matplotlib 的 Figure。
+    异常：
+        ValueError: rows 是空的，或同 :func:`grid_image`。
     来源：第 3.3 节。
     """
+    if not rows:
+        raise ValueError("rows 是空的，至少要有一行图像。")
     pictures = [grid_image(images, nrow, value_range) for images in rows.values()]
     # 每个像素放大整数倍：看得清，PNG 也小得多
     scale = max(1, round(760 / max(picture.width for picture in pictures)))
