@@ -77,7 +77,7 @@ def headings(path: Path) -> list[tuple[int, str, str]]:
     tokens = MarkdownIt("commonmark").parse(text)
     found = [
         (int(token.tag[1]), inline.content, token.map[0], token.map[1])
-        for token, inline in zip(tokens, tokens[1:]) if token.type == "heading_open"
+        for token, inline in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"
     ]
     result = []
     for index, (level, title, _start, body_start) in enumerate(found):

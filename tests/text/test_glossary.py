@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.paths import ROOT
-from support.prose import CHAPTERS, PAGES, normalize, prose_lines
+from support.prose import CHAPTERS, PAGES, normalize, numbered_sections, prose_lines
 
 TOC = yaml.safe_load((ROOT / "tests/text/toc.yml").read_text("utf-8"))
 SECTION = re.compile(r"\{sec\}`([^`]+)`")
@@ -16,7 +16,8 @@ WITHOUT_CHINESE = {"UNet", "DiT", "DreamBooth", "ControlNet", "Stable Diffusion"
                    "Hugging Face Space", "safetensors"}
 # 别处的译法，全书不用；引号里是在说这个词本身
 OTHER_NAMES = ["隐空间", "潜在空间", "隐变量", "潜在变量", "潜在扩散", "隐扩散", "得分函数", "噪声调度", "噪声表", "祖先抽样",
-               "跳跃链接", "无分类引导", "负向提示", "反向提示词", "交叉关注", "自关注", "证据下界", "文字编码器", "标识符"]
+               "跳跃链接", "无分类引导", "负向提示", "反向提示词", "交叉关注", "自关注", "证据下界", "文字编码器", "标识符",
+               "前向过程", "损坏过程", "加噪过程"]
 
 
 @dataclass
@@ -95,6 +96,19 @@ def test_sections_exist(page):
             listed = [section.split()[0] for section in chapter["sections"]]
             # 目录只列到节；还没有写的第一章，小节以后再核对
             assert any(number[0] == s or (number[0].startswith(f"{s}.") and position == 1) for s in listed), place
+
+
+def test_terms_occur_where_the_glossary_says():
+    """条目指的每一节，正文里真的有这个词：中文名、英文名、缩写，或释义里写明的简称。"""
+    sections = {number: "\n".join(prose_lines(body)).casefold() for number, body in numbered_sections().items()}
+    missing = []
+    for entry in ENTRIES:
+        names = [name.casefold() for name in entry.names + re.findall("简称“([^”]+)”", entry.definition)]
+        for place in entry.places:
+            number = re.match(r"第.章|[\d.]+", place)[0]
+            if number in sections and not any(name in sections[number] for name in names):
+                missing.append(f"{entry.names[0]} 不在 {place}")
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from support.prose import CHAPTERS, numbered_sections
 NOTATION = (ROOT / "notation.md").read_text("utf-8")
 SECTIONS = numbered_sections()
 # 这些符号占着好几行，意思却是同一个：带不同下标、写在不同的式子里
-ONE_MEANING = {r"\mathbf{x}", r"\boldsymbol{\epsilon}", r"\bar{\alpha}", "q", "t", r"\mathcal{N}", r"\nabla", r"\mathbb{E}"}
+ONE_MEANING = {r"\mathbf{x}", r"\boldsymbol{\epsilon}", r"\bar{\alpha}", "t", r"\mathcal{N}", r"\nabla", r"\mathbb{E}"}
 
 
 @dataclass
