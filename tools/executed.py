@@ -79,7 +79,7 @@ def run_cells(notebook: NotebookNode, folder: Path, after_cell: Callable[[], obj
 
 
 def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
-    """在一章所在的文件夹里从头执行它的代码格，结果写进 _build/executed 与网站的执行缓存。
+    """在一章所在的文件夹里从头执行它的代码格，结果写进 _build/executed。
 
     异常：
         BookError: 某一格出错；上次的结果保留。
@@ -110,17 +110,23 @@ def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
 
 
 def fill_site_cache(source: Path, result: NotebookNode, root: Path = ROOT) -> None:
-    """把一章的结果放进 myst-nb 的执行缓存：建网站时它以为执行过了，就不再执行。"""
+    """把一章的结果放进 myst-nb 的执行缓存（已经有的就不动）：建网站时它以为执行过了，就不再执行。"""
     page = read_myst_markdown_notebook(
         source.read_text(encoding="utf-8"), MdParserConfig(),
         code_directive="{code-cell}", raw_directive="{raw-cell}",
     )
+    cache = get_cache(str(root / "_build/.jupyter_cache"))
+    key = result.metadata["execution_key"]
+    try:
+        if cache.match_cache_notebook(page).data.get("execution_key") == key:
+            return
+    except KeyError:
+        pass
     cells = code_cells(page)
     for cell, done in zip(cells, result.cells, strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
-    cache = get_cache(str(root / "_build/.jupyter_cache"))
-    bundle = CacheBundleIn(page, str(source), data={"execution_seconds": result.metadata["seconds"]})
-    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    data = {"execution_seconds": result.metadata["seconds"], "execution_key": key}
+    cache.cache_notebook_bundle(CacheBundleIn(page, str(source), data=data), check_validity=False, overwrite=True)
     # 源文件没有变而输出变了的页，Sphinx 看不出来：丢掉它上次读的结果
     relative = source.relative_to(root).with_suffix(".doctree")
     (root / "_build/.doctrees" / relative).unlink(missing_ok=True)
@@ -133,7 +139,7 @@ def code_sources(root: Path = ROOT) -> list[Path]:
 
 
 def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT) -> list[str]:
-    """执行过时的页，几页同时进行；返回每页一句话的结果。
+    """执行过时的页，几页同时进行，结果也放进网站的执行缓存；返回每页一句话的结果。
 
     异常：
         BookError: 有的页出错；其余的照常做完，错误合在一起说。
@@ -144,7 +150,6 @@ def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT
         position, source = job
         try:
             result = execute(source, root, position)
-            fill_site_cache(source, result, root)
             return f"{source.stem}：执行用了 {result.metadata['seconds']:.0f} 秒"
         except BookError as error:
             return error
@@ -153,6 +158,10 @@ def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT
     outdated.sort(key=lambda source: -source.stat().st_size)
     with ThreadPoolExecutor(workers()) as pool:
         results = list(pool.map(one, enumerate(outdated)))
+    for source in sources:                      # 一个进程依次写：缓存是一个 SQLite 文件
+        result = current_result(source, root)
+        if result is not None:
+            fill_site_cache(source, result, root)
     errors = [str(result) for result in results if isinstance(result, BookError)]
     if errors:
         raise BookError("\n\n".join(errors))

@@ -5,8 +5,8 @@
 
 MyST（.md）是源文件，.ipynb 由它生成：给 Colab、Binder 和 GitHub 用，其中的输出也是 nbval 对照的标准。
 代码一字不改；正文换成普通 Markdown（见 plain_markdown.py），因为那些地方不认 MyST。不要手改 .ipynb，下次生成时改动会丢失。
-输出由哪些东西算出（章里的代码、book_utils、模型、数据、包的版本，见 execution.py），记在笔记本的元数据里：
-都没有变，就沿用原来的输出，变了才重新执行。
+输出由章里的代码、它用到的模块与模型等算出（见 execution.py），它们的摘要记在笔记本的元数据里：没有变，就沿用原来的输出。
+变了就取 make book 执行的结果（见 executed.py），那里也没有，才执行。
 """
 
 import argparse
@@ -15,24 +15,20 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import jupytext
 import nbformat
 import yaml
 from dependencies import DependencyError, chapter_packages
-from execution import changed_inputs, execution_inputs
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from executed import BookError, code_cells, current_result, execute
+from execution import execution_key
 from nbformat import NotebookNode
 from numbering import NumberingError, book_numbers
 from plain_markdown import MarkdownError, PlainMarkdown
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 1_500_000           # 一个笔记本的上限，再大 GitHub 上就看不了了
-CELL_SECONDS = 600
 
 SETUP_CELL = '''\
 #@title 准备运行环境：请先运行这一格
@@ -95,10 +91,6 @@ del prepare_book
 '''
 
 
-class BookError(Exception):
-    """写给作者看的错误：一句中文说明，不需要调用栈。"""
-
-
 def chapter_sources(root: Path = ROOT) -> list[Path]:
     """返回含有代码格的章，按阅读次序。"""
     sources = sorted((root / "chapters").glob("*.md"))
@@ -141,7 +133,7 @@ def generate(source: Path, root: Path = ROOT) -> NotebookNode:
         metadata={
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
-            "execution_inputs": execution_inputs(source, root),
+            "execution_key": execution_key(source, root),
         },
     )
     # 编号取自内容，同样的源文件总是得到同样的笔记本
@@ -161,16 +153,12 @@ def read_notebook(path: Path) -> NotebookNode | None:
         return None
 
 
-def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def keep_outputs(notebook: NotebookNode, old: NotebookNode | None) -> bool:
     """旧笔记本的输出还作数时（见 execution.py）搬过来，返回 True。
 
     第一格（准备运行环境）不参与比较：它没有输出。
     """
-    if old is None or old.metadata.get("execution_inputs") != notebook.metadata.execution_inputs:
+    if old is None or old.metadata.get("execution_key") != notebook.metadata.execution_key:
         return False
     new_cells, old_cells = code_cells(notebook), code_cells(old)
     if [cell.source for cell in new_cells[1:]] != [cell.source for cell in old_cells[1:]]:
@@ -180,27 +168,6 @@ def keep_outputs(notebook: NotebookNode, old: NotebookNode | None) -> bool:
     for new, previous in zip(new_cells, old_cells, strict=True):
         new.outputs, new.execution_count = previous.outputs, previous.execution_count
     return True
-
-
-def execute(notebook: NotebookNode, source: Path) -> None:
-    """在该章所在的文件夹里从头执行笔记本，就地填入输出。"""
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(source.parent)}},
-        record_timing=False,
-        store_widget_state=False,
-    )
-    # 进度条每次不同；没有人拖动控件，滑块只留下 HTML 一面
-    environment = os.environ | {"TQDM_DISABLE": "1", "BOOK_SLIDERS": "static"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with tqdm(total=len(code_cells(notebook)), desc=f"  执行 {source.stem}", unit="格") as progress:
-        client.on_cell_executed = lambda **_: progress.update()
-        try:
-            client.execute(env=environment)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            raise BookError(f"{source.name}：执行出错，笔记本没有改动。\n{error}") from error
 
 
 def tidy(notebook: NotebookNode, source: Path, root: Path = ROOT) -> None:
@@ -255,11 +222,18 @@ def write(source: Path, force: bool = False, root: Path = ROOT) -> str:
     notebook, old = generate(source, root), read_notebook(target)
     if not force and keep_outputs(notebook, old):
         return f"{target.name}：不必执行，{save(notebook, target)}"
-    started = time.perf_counter()
-    execute(notebook, source)
-    seconds = time.perf_counter() - started
+    result = None if force else current_result(source, root)
+    how = "取自 make book 的执行结果"
+    if result is None:
+        result = execute(source, root)
+        how = f"执行用了 {result.metadata['seconds']:.0f} 秒"
+    first, *rest = code_cells(notebook)
+    first.execution_count = 1                   # 都齐全时它什么也不做，所以不必执行
+    for cell, done in zip(rest, result.cells, strict=True):
+        cell.outputs = done.outputs
+        cell.execution_count = done.execution_count and done.execution_count + 1
     tidy(notebook, source, root)
-    return f"{target.name}：执行用了 {seconds:.0f} 秒，{save(notebook, target)}"
+    return f"{target.name}：{how}，{save(notebook, target)}"
 
 
 def differences(source: Path, root: Path = ROOT) -> list[str]:
@@ -272,9 +246,9 @@ def differences(source: Path, root: Path = ROOT) -> list[str]:
     if len(wanted.cells) != len(committed.cells):
         return [f"{name}：应有 {len(wanted.cells)} 格，实有 {len(committed.cells)} 格"]
     problems = []
-    inputs = committed.metadata.pop("execution_inputs", {})
-    if changed := changed_inputs(inputs, wanted.metadata.pop("execution_inputs")):
-        problems.append(f"{name}：输出已经过时，上次执行之后变了的有：{'、'.join(changed)}")
+    # 执行键不同不算不一致：输出真的变没变，由 tests/notebooks/test_outputs.py 对照
+    for notebook in (committed, wanted):
+        notebook.metadata.pop("execution_key", None)
     if committed.metadata != wanted.metadata:
         problems.append(f"{name}：笔记本的元数据不同")
     for number, (new, old) in enumerate(zip(wanted.cells, committed.cells, strict=True)):

@@ -60,7 +60,7 @@ def test_notebook_is_small(source):
 @each_chapter
 def test_notebook_holds_nothing_volatile(source):
     notebook = committed(source)
-    assert set(notebook.metadata) == {"kernelspec", "language_info", "execution_inputs"}
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "execution_key"}
     for cell in notebooks.code_cells(notebook):
         assert "execution" not in cell.metadata
         for output in cell.outputs:
@@ -264,52 +264,6 @@ def sample(tmp_path) -> Path:
     source = tmp_path / "chapters" / "01-sample.md"
     source.write_text(SAMPLE, encoding="utf-8")
     return source
-
-
-@pytest.fixture
-def book(sample, tmp_path) -> Path:
-    """那本小书里还有工具包、模型、数据与版本，返回它的根目录。"""
-    for name, text in {
-        "book_utils/__init__.py": "", "book_utils/slider.js": "1", "models/a/model.safetensors": "1",
-        "models/a/README.md": "# 卡", "data/a.gz": "1", "recipes/train.py": "import common", "recipes/common.py": "",
-        "recipes/other.py": "", "requirements.txt": "torch==1.0\n", "constraints.txt": "six==1.0\n",
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    sample.write_text(SAMPLE.replace("import sys", 'import sys\nscript = "train.py"'), encoding="utf-8")
-    return tmp_path
-
-
-@pytest.mark.parametrize("name, changed", [
-    ("book_utils/__init__.py", "book_utils"), ("book_utils/slider.js", "book_utils"),
-    ("models/a/model.safetensors", "随书模型"), ("models/a/README.md", "随书模型"), ("data/a.gz", "数据"),
-    ("recipes/train.py", "章里运行的 recipes/ 脚本"), ("recipes/common.py", "章里运行的 recipes/ 脚本"),
-    ("requirements.txt", "包的版本"), ("constraints.txt", "包的版本"),
-])
-def test_whatever_the_outputs_come_from_makes_them_stale(sample, book, name, changed):
-    notebooks.write(sample, root=book)
-    old = execution.execution_key(sample, book)
-    path = book / name
-    path.write_text(path.read_text(encoding="utf-8") + "\nsix==2.0\n", encoding="utf-8")
-    execution.folder_digest.cache_clear()
-    execution.pins_digest.cache_clear()
-    assert execution.execution_key(sample, book) != old
-    assert notebooks.check(book) == [f"01-sample.ipynb：输出已经过时，上次执行之后变了的有：{changed}"]
-    assert "执行用了" in notebooks.write(sample, root=book)
-    assert notebooks.check(book) == []
-
-
-@pytest.mark.parametrize("name, text", [
-    ("recipes/other.py", "x = 1"), ("book_utils/__pycache__/a.pyc", "1"), ("data/raw/train-images-idx3-ubyte", "1"),
-    ("models/.cache", "1"), ("requirements.txt", "# 注释\ntorch==1.0\n"),
-])
-def test_what_the_outputs_do_not_come_from_changes_nothing(sample, book, name, text):
-    old = execution.execution_key(sample, book)
-    (book / name).parent.mkdir(exist_ok=True)
-    (book / name).write_text(text, encoding="utf-8")
-    execution.folder_digest.cache_clear()
-    execution.pins_digest.cache_clear()
-    assert execution.execution_key(sample, book) == old
 
 
 def test_write_executes_then_keeps_outputs(sample, tmp_path, monkeypatch):

@@ -33,24 +33,25 @@ WATCH_SLIDER = """slider => {
 }"""
 
 
-def run_ahead_of_other_processes(processes: list[psutil.Process]) -> None:
-    """让这些进程的每个线程用实时调度，不与别的进程争 CPU；它们以后的线程与子进程也一样。没有权限就照常。"""
+def schedule(processes: list[psutil.Process], policy: int, priority: int) -> None:
+    """让这些进程的每个线程改用一种调度；它们以后的线程与子进程也一样。没有权限就照常。"""
     for process in processes:
         for thread in process.threads():
             try:
-                os.sched_setscheduler(thread.id, os.SCHED_RR, os.sched_param(1))
+                os.sched_setscheduler(thread.id, policy, os.sched_param(priority))
             except (PermissionError, ProcessLookupError):
                 continue
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """量快慢专用的浏览器。"""
+    """量快慢专用的浏览器：它与这个进程（里面有网站的服务器）用实时调度，不与别的进程争 CPU。"""
     this = psutil.Process()
     before = set(this.children(recursive=True))
     with chromium() as browser:
-        run_ahead_of_other_processes([child for child in this.children(recursive=True) if child not in before])
+        schedule([this, *(c for c in this.children(recursive=True) if c not in before)], os.SCHED_RR, 1)
         yield browser
+        schedule([this], os.SCHED_OTHER, 0)
 
 
 def slow_down(page):

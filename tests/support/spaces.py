@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
+
 from support.paths import ROOT
 
 INSTALLED = Path(sys.prefix) / "space-packages"         # 由 tools/setup.sh 安装
