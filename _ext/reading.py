@@ -48,16 +48,21 @@ def reading_time(doctree: nodes.document) -> str:
 
 
 def running_time(app, docname: str) -> str | None:
-    """上一次执行各格共用多久；执行结果取自缓存时，是当时的用时。
-
-    缓存里只记了用时，没有记是怎样的机器；网站可能在另一台机器上建，所以不说是几核。
-    """
+    """上一次执行各格共用多久，在几核的机器上；执行结果取自缓存时，是当时的用时与机器。"""
     record = NbMetadataCollector.get_exec_data(app.env, docname)
     if not record or not record["runtime"]:
         return None
     seconds = record["runtime"]
     length = f"{max(1, round(seconds / 10)) * 10} 秒" if seconds < 90 else f"{round(seconds / 60)} 分钟"
-    return f"运行约 {length}（实测）"
+    cores = executed_on(app, docname)
+    where = {None: "", 2: "两核的电脑上"}.get(cores, f"{cores} 核的电脑上")
+    return f"运行约 {length}（{where}实测）"
+
+
+def executed_on(app, docname: str) -> int | None:
+    """执行这一章的机器有几核，由 tools/executed.py 记下；没有记录时不说，建网站的机器不一定是那一台。"""
+    path = Path(app.srcdir, "_build/executed", f"{Path(docname).name}.ipynb")
+    return json.loads(path.read_text("utf-8"))["metadata"].get("cores") if path.is_file() else None
 
 
 def parts(app) -> dict[str, str]:

