@@ -11,7 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from support.paths import ROOT
 from support.prose import CHAPTERS, plain_lines, prose_lines
 
-PAGES = [*CHAPTERS, *(ROOT / name for name in ("index.md", "glossary.md", "notation.md", "README.md"))]
+PAGES = [*CHAPTERS, *(ROOT / name for name in ("index.md", "glossary.md", "notation.md", "README.md", "CONTRIBUTING.md"))]
 # 术语各有一个固定的说法；“您”与全书的口吻不合；其余是没写完的痕迹
 FORBIDDEN = ["取样", "管道", "管理器", "迭代周期", "损坏过程", "您", "TODO", "待补充", "敬请期待"]
 MACHINE_PATH = re.compile(r"(?<![\w./:-])/(?:work|root|home|tmp|Users|mnt)/\w|[A-Z]:\\\\?\w")
