@@ -19,9 +19,6 @@ SECONDS_PER_FORMULA = 2         # 行内的
 SECONDS_PER_EQUATION = 20       # 独占一行的，有几行算几行
 SECONDS_PER_FIGURE = 10         # 图和表
 
-# 搜索不收这几行，打印时也不印
-QUIET = "data-pagefind-ignore"
-
 
 def reading_seconds(node: nodes.Node) -> float:
     """读完 node 大约要多少秒，规则见文件开头。"""
@@ -80,7 +77,7 @@ def breadcrumb(app, pagename: str, context: dict) -> str:
     part = parts(app).get(pagename)
     here = f'<span aria-current="page">{context["title"]}</span>'
     items = "".join(f"<li>{item}</li>" for item in (home, part and escape(part), here) if item)
-    return f'<nav class="book-breadcrumb" aria-label="所在位置" {QUIET}><ol>{items}</ol></nav>'
+    return f'<nav class="book-breadcrumb" aria-label="所在位置"><ol>{items}</ol></nav>'
 
 
 def chapter_facts(app, pagename: str, context: dict, doctree: nodes.document) -> str:
@@ -91,7 +88,7 @@ def chapter_facts(app, pagename: str, context: dict, doctree: nodes.document) ->
             items.append(f'<a href="{escape(button["url"])}" download>下载笔记本</a>')
     links = {button["text"]: button["url"] for button in find_buttons(context, "launch-buttons") if "url" in button}
     items += [f'<a href="{escape(links[name])}">在 {name} 打开</a>' for name in ("Colab", "Binder") if name in links]
-    return f'<ul class="book-facts" {QUIET}>{"".join(f"<li>{item}</li>" for item in items if item)}</ul>'
+    return f'<ul class="book-facts">{"".join(f"<li>{item}</li>" for item in items if item)}</ul>'
 
 
 def find_buttons(context: dict, label: str) -> list[dict]:

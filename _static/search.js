@@ -1,236 +1,28 @@
-// 全文搜索的界面与排序，建在 Pagefind 之上；索引由 _ext/site_search.py 生成。
+// 全文搜索的界面。查询与排序在 _ext/search_rank.js，索引由 _ext/site_search.py 生成；两样都在读者打开搜索时才下载。
 // 主题的搜索框（Ctrl+K、“/”或放大镜）里边输入边出结果；回车进入 search.html?q=…，列出全部。
-//
-// 一次查询：整理（全角、繁体、大小写）→ 换成本书的用词 → 切成词 → 向 Pagefind 逐词查出候选的节
-// → 在候选的标题和正文里按原样比对，排出先后。没有一节含有所有的词时，先看是不是打错了字。
 
 (() => {
   const root = new URL("..", document.currentScript.src);     // 网站的根，部署在子路径下也对
-  const CANDIDATES = 40;          // 每次取回多少节来比对
-  const CITATIONS = 10;           // 以及多少条文献
   const PER_PAGE = 4;             // 搜索框里每页最多列几处
   const STORE = "book-search-words";
-  const CODE_BELOW = "␞";         // 一份里正文与代码的分界，见 _ext/site_search.py
-  // 问句里常见、不影响找什么的词
-  const STOP = new Set(("的 了 吗 呢 是 什么 怎么 怎样 如何 为什么 为何 哪些 哪里 请问 一下 有 在 和 与 及 中 里 "
-    + "a an the of in on to for and or is are how what why with do does i").split(" "));
-
-  // ---------- 文字 ----------
-
   const han = /\p{Script=Han}/u;
-  const squeeze = text => text.normalize("NFKC").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
   const escapeHtml = text => text.replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c]);
-  // “扩散模型-退化过程”“实战：反转”里，真正的题目是后一半
-  const topic = title => title.replace(/^(第.{1,3}章|[\d.]+)\s*/, "").replace(/^(扩散模型-|实战：)/, "");
-  // 标题里单独也能查的各部分：“调度器（Scheduler）”“UNet 模型”
-  const topicParts = title => {
-    const bare = topic(title).replace(/（.*?）/g, "");
-    return [...topic(title).split(/[-—：（）、，\s]/), ...bare.split(/[-—：、，]/)].map(squeeze).filter(Boolean);
-  };
-  // 西文从一个词的开头比起，免得 unte 在 encounter 里也算找到；驼峰写法的每一段、汉字后面的西文也是词的开头
-  const wordStarts = text => {
-    const spaced = text.normalize("NFKC").replace(/(?<=\p{Script=Han})(?=[A-Za-z\d])/gu, " ");
-    return ` ${spaced} ${spaced.replace(/(?<=[a-z\d])(?=[A-Z])/g, " ")}`.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ");
-  };
-  const contains = (place, term) => place.includes(han.test(term) ? term : ` ${term}`);
-  // 这些节把全章提到的都复述一遍，不是讲它的地方
-  const RECAP = /概述|小结|勘误|延伸阅读|练习/;
-
-  // 全角、繁体换成半角、简体
-  const tidy = (query, traditional) =>
-    [...query.normalize("NFKC")].map(c => traditional[c] ?? c).join("").replace(/\s+/g, " ").trim();
-
-  // “什么是退化过程？”→“退化过程”
-  const withoutAsking = query => query
-    .replace(/^(请问|什么是|什么叫|如何|怎么|怎样|为什么|what is|what are|how to|how do i) ?/i, "").replace(/^(a|an|the) /i, "")
-    .replace(/(是什么|有什么用|怎么用|怎么办|吗|呢)?[?？!！。.]*$/, "") || query;
-
-  // 把查询里别的说法换成本书的用词；长的先换
-  function inBookWords(query, same) {
-    const pairs = same.flatMap(([ours, ...others]) => others.map(other => [other, ours]))
-      .sort((a, b) => b[0].length - a[0].length);
-    let result = query;
-    for (const [other, ours] of pairs) {
-      const pattern = other.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/[\s-]/g, "[\\s-]?");
-      const bounded = han.test(other) ? pattern : `(?<![a-z0-9_])${pattern}(?![a-z0-9_])`;
-      if (!han.test(other) || !result.includes(ours)) result = result.replace(new RegExp(bounded, "gi"), ` ${ours} `);
-    }
-    return result.replace(/\s+/g, " ").trim();
-  }
-
-  const segmenter = window.Intl?.Segmenter && new Intl.Segmenter("zh", {granularity: "word"});
-
-  // 切成词。汉字用浏览器自带的词典；西文、数字、标识符在标点处断开
-  function words(query) {
-    const pieces = query.toLowerCase().match(/\p{Script=Han}+|[^\s\p{Script=Han}]+/gu) ?? [];
-    const found = pieces.flatMap(piece => {
-      if (!han.test(piece)) return piece.match(/[\p{L}\p{N}]+/gu) ?? [];
-      return segmenter ? [...segmenter.segment(piece)].map(part => part.segment) : piece.match(/..?/gu);
-    });
-    const useful = found.filter(word => !STOP.has(word));
-    return [...new Set(useful.length ? useful : found)];
-  }
-
-  // 相邻两字母颠倒只算一处错
-  function distance(a, b) {
-    const rows = [...Array(a.length + 1)].map((_, i) => [i]);
-    for (let j = 0; j <= b.length; j++) rows[0][j] = j;
-    for (let i = 1; i <= a.length; i++) for (let j = 1; j <= b.length; j++) {
-      rows[i][j] = Math.min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (a[i - 1] !== b[j - 1]));
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
-        rows[i][j] = Math.min(rows[i][j], rows[i - 2][j - 2] + 1);
-      }
-    }
-    return rows[a.length][b.length];
-  }
-
-  // 词表里与它最像的词；差得太多就没有
-  function nearest(text, vocabulary) {
-    const wanted = squeeze(text);
-    const allowed = wanted.length < 2 ? 0 : wanted.length < 6 ? 1 : 2;
-    let best = null, least = allowed + 1;
-    for (const word of vocabulary) {
-      const candidate = squeeze(word);
-      if (candidate === wanted || Math.abs(candidate.length - wanted.length) > allowed) continue;
-      if (candidate.length < 3 && !han.test(candidate)) continue;
-      const far = distance(wanted, candidate);
-      if (far < least) [best, least] = [word, far];
-    }
-    return best;
-  }
-
-  // 整个查询，或其中一段，改成词表里的词
-  function corrected(query, vocabulary) {
-    const whole = nearest(query, vocabulary);
-    if (whole) return whole;
-    const known = new Set(vocabulary.map(squeeze));
-    const pieces = query.match(/\p{Script=Han}+|[^\s\p{Script=Han}]+/gu) ?? [];
-    const fixed = pieces.map(piece => (known.has(squeeze(piece)) ? null : nearest(piece, vocabulary)) ?? piece);
-    return fixed.some((piece, i) => piece !== pieces[i]) ? fixed.join(" ") : null;
-  }
-
-  // ---------- 查询 ----------
 
   let engine;     // 第一次用到搜索时才下载
 
   function load() {
     engine ??= (async () => {
-      const bundle = new URL("_static/pagefind/", root);
-      const [pagefind, answer] = await Promise.all([
-        import(new URL("pagefind.js", bundle)), fetch(new URL("words.json", bundle)),
+      // no-cache：用之前先问一声服务器，重新发布之后不会拿旧的索引去配新的页面
+      const [{createSearch}, answer] = await Promise.all([
+        import(new URL("_static/search/rank.js", root)),
+        fetch(new URL("_static/search/index.json", root), {cache: "no-cache"}),
       ]);
-      await pagefind.init();
-      return {pagefind, table: await answer.json()};
+      return createSearch(await answer.json());
     })().catch(error => {
       engine = undefined;
       throw error;
     });
     return engine;
-  }
-
-  // 正文与文献各取各的候选，合起来；稀罕的词更要紧
-  async function candidates(pagefind, terms) {
-    const [texts, citations] = await Promise.all([
-      inGroup(pagefind, terms, "text", CANDIDATES), inGroup(pagefind, terms, "citation", CITATIONS),
-    ]);
-    const rarity = terms.map((_, i) => 1 / Math.log2(2 + texts.counts[i] + citations.counts[i]));
-    return {records: [...texts.records, ...citations.records], rarity};
-  }
-
-  // 在一组里逐词查：含的词越多越靠前，其次看 Pagefind 的分数
-  async function inGroup(pagefind, terms, group, limit) {
-    const answers = await Promise.all(terms.map(term => pagefind.search(term, {filters: {group}})));
-    const merged = new Map();
-    answers.forEach(({results}) => {
-      const top = results[0]?.score || 1;
-      for (const result of results) {
-        const entry = merged.get(result.id) ?? {result, hits: 0, score: 0};
-        entry.hits += 1;
-        entry.score += result.score / top;
-        merged.set(result.id, entry);
-      }
-    });
-    const ordered = [...merged.values()].sort((a, b) => b.hits - a.hits || b.score - a.score).slice(0, limit);
-    const records = await Promise.all(ordered.map(async entry => {
-      const {meta, content} = await entry.result.data();
-      const text = content.replaceAll("\u200b", "").trim();
-      return {above: "", defines: "", ...meta, text: text.slice(meta.title.length).replace(/^[.\s]+/, "").replace(/([。；：？！])\s+/g, "$1"), found: entry.score};
-    }));
-    return {records, counts: answers.map(({results}) => results.length)};
-  }
-
-  // 一节有多合用：先看标题是不是所查的，再看正文；标题越合，正文越不要紧
-  function rate(record, query, terms, rarity) {
-    const asked = squeeze(query), title = squeeze(record.title), parts = topicParts(record.title);
-    const share = (text, weights) => {
-      const place = wordStarts(text);
-      const got = terms.reduce((sum, term, i) => sum + (contains(place, term) ? weights[i] : 0), 0);
-      return got / (weights.reduce((sum, weight) => sum + weight, 0) || 1);
-    };
-    const number = record.title.match(/^[\d.]+|^第.{1,3}章/)?.[0];
-    const bare = topic(record.title).replace(/（.*?）/g, "");
-    let heading = 40 * share(record.title, rarity) ** 2;
-    if (query === number || [title, squeeze(topic(record.title)), squeeze(bare)].includes(asked)) heading = 118;
-    else if (record.kind === "term" && parts.includes(asked)) heading = 112;
-    else if (record.defines.split(" ").map(squeeze).includes(asked)) heading = 100;
-    else if (parts.includes(asked)) heading = 85 + 8 * asked.length / squeeze(bare).length;
-    else if (title.includes(asked)) heading = 70 + 15 * asked.length / title.length + (squeeze(bare).startsWith(asked) ? 5 : 0);
-
-    // 单个字母到处都有，含不含它说明不了什么
-    const even = terms.map(term => han.test(term) || term.length > 1 ? 1 : .2), own = `${record.title} ${record.text}`;
-    // 标题已经合了，就不必再逐词核对：“U-Net”与“UNet”切出的词不同
-    const covered = heading >= 70 ? 1 : share(own, even) && share(`${own} ${record.above} ${record.page}`, even);
-    const times = squeeze(record.text).split(asked).length - 1;
-    let body = 20 * covered ** 2 + 6 * record.found / terms.length + (times ? 12 + 3 * Math.log2(times) : 0);
-    if (RECAP.test(record.title)) body *= .7;
-    if (record.kind === "aside") body *= .5;
-
-    const level = record.kind === "term" || /^\d+\.\d+\.\d/.test(number) ? 0 : record.title === record.page ? 10 : 6;
-    let score = heading + body;
-    if (heading >= 70) score = heading + level + body / 5;
-    if (heading >= 112) score = heading + level - record.order / 1000;      // 几章都有的标题，在前的优先
-    return {...record, covered, score: record.kind === "citation" ? score / 6 : score};     // 文献里的词只作补充
-  }
-
-  async function findOnce(pagefind, query) {
-    const terms = words(query);
-    if (!terms.length) return [];
-    const {records, rarity} = await candidates(pagefind, terms);
-    return records.map(record => rate(record, query, terms, rarity));
-  }
-
-  // 原样、去掉问话、换成本书的说法，各查一遍，同一节取高的
-  async function find(pagefind, query, same) {
-    const asked = withoutAsking(query);
-    const variants = [...new Set([query, asked, inBookWords(asked, same)].map(text => text.toLowerCase()))];
-    const best = new Map();
-    for (const variant of variants) for (const record of await findOnce(pagefind, variant)) {
-      if (!(best.get(record.url)?.score >= record.score)) best.set(record.url, record);
-    }
-    const all = [...best.values()].sort((a, b) => b.score - a.score);
-    const complete = all.filter(record => record.covered > .999);
-    return {
-      results: complete.length ? complete : all.filter(record => record.covered >= .5),
-      complete: complete.length > 0,
-      marks: [...new Set(variants.flatMap(variant => [variant, ...words(variant)]))],
-    };
-  }
-
-  // 返回结果，以及要对读者说的话：instead 是改正后的查询，partial 表示没有一节含有所有的词
-  async function search(text) {
-    const {pagefind, table} = await load();
-    const query = tidy(text, table.traditional);
-    const answer = await find(pagefind, query, table.same);
-    // 只碰上文献里某个更长的人名，多半也是打错了字
-    const chance = answer.results.every(record => record.kind === "citation" && !wordStarts(record.text).includes(` ${words(query).at(-1)} `));
-    if (!answer.complete || chance) {
-      const instead = corrected(query, table.words);
-      if (instead) {
-        const better = await find(pagefind, instead, table.same);
-        if (better.complete) return {...better, instead};
-      }
-    }
-    return {...answer, partial: !answer.complete};
   }
 
   // ---------- 显示 ----------
@@ -258,12 +50,11 @@
     return html + escapeHtml(text.slice(from));
   }
 
-  // 摘一段：正文里所查的词最密的地方，尽量从一句的开头起；正文里没有，再从代码里摘
-  function excerpt(text, marks, length = 90) {
-    const [prose, code = ""] = text.split(CODE_BELOW);
-    const source = ranges(prose, marks).length || !ranges(code, marks).length ? prose.trim() : code.trim();
+  // 摘一段：正文里所查的词最密的地方（长的更要紧），尽量从一句的开头起；正文里没有，再从代码里摘
+  function excerpt({prose, code}, marks, length = 90) {
+    const source = ranges(prose, marks).length || !ranges(code, marks).length ? prose : code;
     const found = ranges(source, marks);
-    const weight = start => found.reduce((sum, [a, b]) => sum + (a >= start && b <= start + length ? b - a : 0), 0);
+    const weight = start => found.reduce((sum, [a, b]) => sum + (a >= start && b <= start + length ? (b - a) ** 2 : 0), 0);
     const starts = found.map(([at]) => {
       const before = source.slice(Math.max(0, at - 30), at);
       const sentence = Math.max(...[..."。；：？！"].map(mark => before.lastIndexOf(mark)));
@@ -276,7 +67,7 @@
 
   function grouped(results) {
     const pages = new Map();
-    for (const record of results) {
+    for (const {record} of results) {
       const path = record.url.split("#")[0];
       if (!pages.has(path)) pages.set(path, []);
       pages.get(path).push(record);
@@ -290,7 +81,7 @@
     const title = record.title === record.page ? "本页开头" : record.title;
     return `<li><a href="${escapeHtml(new URL(record.url, root).href)}">${trail}`
       + `<span class="book-search-title">${marked(title, marks)}</span>`
-      + `<span class="book-search-excerpt">${excerpt(record.text, marks)}</span></a></li>`;
+      + `<span class="book-search-excerpt">${excerpt(record, marks)}</span></a></li>`;
   }
 
   function listHtml(results, marks, query, limit) {
@@ -329,6 +120,7 @@
 
     async function run() {
       const text = input.value.trim(), mine = ++latest;
+      delete box.dataset.shown;
       onQuery(text);
       if (!text) {
         status.textContent = list.innerHTML = "";
@@ -336,11 +128,12 @@
       }
       const slow = setTimeout(() => status.textContent = "正在搜索……", 400);
       try {
-        const answer = await search(text);
+        const answer = (await load())(text);
         if (mine !== latest) return;            // 读者又输入了别的
         list.innerHTML = listHtml(answer.results, answer.marks, answer.instead ?? text, limit);
         status.innerHTML = statusHtml(text, answer);
         list.marks = answer.marks;
+        box.dataset.shown = text;               // 下面列出的是哪一次查询的结果
       } catch (error) {
         console.warn("搜索没有成功：", error);
         if (mine !== latest) return;
@@ -356,6 +149,7 @@
     input.addEventListener("input", event => {
       if (event.isComposing) return;            // 拼音还没有选定汉字
       clearTimeout(timer);
+      delete box.dataset.shown;
       timer = setTimeout(run, 120);
     });
     input.addEventListener("compositionend", run);

@@ -3,18 +3,16 @@
 import gzip
 import json
 import re
-import sys
 from urllib.parse import unquote
 
 import pytest
-import yaml
-from support.paths import ROOT
-from support.browser import SITE, built_pages, visit
-
 import site_search
 import third_party
+import yaml
+from support.browser import SITE, built_pages, visit
+from support.paths import ROOT
 
-BUNDLE = SITE / "_static/pagefind"
+INDEX = SITE / "_static/search/index.json"
 QUERIES = [
     (group, str(query), wanted)
     for group, pairs in yaml.safe_load((ROOT / "tests/site/search_queries.yml").read_text("utf-8")).items()
@@ -24,22 +22,51 @@ QUERIES = [
 MISTYPED = {"扩撒模型": "扩散模型", "shceduler": "Scheduler", "UNte": "UNet", "退化过城": "退化过程", "pipline": "Pipeline",
             "Timstep": "Timestep", "diffusres": "diffusers"}
 CHAPTER = "chapters/03-from-scratch.html"
+PAGE = "publishing.html"         # 没有公式，打开得快
 
 
 @pytest.fixture(scope="module")
-def opened(site, browser):
-    """打开着的搜索页，逐个查询都在它上面试。"""
+def searching(site, browser):
+    """打开着的搜索页，只看结果的检查都在它上面。"""
     with visit(browser, site, "search.html") as record:
         yield record
         assert record.outside == [] and record.broken == [] and record.errors == []
 
 
+@pytest.fixture(scope="module")
+def index() -> dict:
+    assert INDEX.is_file(), f"没有 {INDEX}，请先运行 make book"
+    return json.loads(INDEX.read_text("utf-8"))
+
+
+# 不经过输入框，直接用网站的 rank.js 查；data 为空时用网站的索引。返回每一句的结果
+RANK = """async ({queries, data}) => {
+    const folder = new URL(document.documentElement.dataset.content_root + "_static/search/", location.href);
+    const {createSearch} = await import(new URL("rank.js", folder));
+    const search = createSearch(data ?? await (await fetch(new URL("index.json", folder))).json());
+    return queries.map(query => {
+        const {results, instead = null, partial = false} = search(query);
+        return {instead, partial, results: results.map(({record}) => [record.url, record.title])};
+    });
+}"""
+
+
+def rank(searching, queries: list[str], data: dict | None = None) -> list[dict]:
+    return searching.page.evaluate(RANK, {"queries": queries, "data": data})
+
+
+@pytest.fixture(scope="module")
+def answers(searching) -> dict[str, dict]:
+    """search_queries.yml 里每一句的结果，一次查完。"""
+    queries = [query for _, query, _ in QUERIES]
+    return dict(zip(queries, rank(searching, queries), strict=True))
+
+
 def ask(page, query: str, scope: str = ".book-search-page") -> dict:
-    """在搜索框里输入，等结果出来。"""
-    page.locator(f"{scope} .book-search-status").evaluate("status => status.textContent = ''")
+    """在搜索框里输入，等这一句的结果显示出来。"""
     page.fill(f"{scope} input[name=q]", query)
     page.wait_for_function(
-        "scope => /找到|没有/.test(document.querySelector(scope + ' .book-search-status').textContent)", arg=scope)
+        "([scope, query]) => document.querySelector(`${scope} .book-search-results`).dataset.shown === query", arg=[scope, query])
     results = page.eval_on_selector_all(f"{scope} .book-search-page a, {scope} .book-search-list a", """links => links
         .map(a => [a.href, a.querySelector(".book-search-title")?.textContent ?? ""])""")
     root = page.evaluate("document.documentElement.dataset.content_root")
@@ -55,15 +82,8 @@ def open_dialog(page) -> None:
 
 # —— 索引 ——
 
-@pytest.fixture(scope="module")
-def fragments() -> list[dict]:
-    files = sorted((BUNDLE / "fragment").glob("*.pf_fragment"))
-    assert files, f"{BUNDLE} 里没有索引，请先运行 make book"
-    return [json.loads(gzip.decompress(path.read_bytes())[len(b"pagefind_dcd"):]) for path in files]
-
-
-def test_index_holds_every_section(fragments):
-    indexed = {fragment["meta"]["url"] for fragment in fragments}
+def test_index_holds_every_section(index):
+    indexed = {record["url"] for record in index["records"]}
     wanted = set()
     for page in built_pages():
         html = (SITE / page).read_text("utf-8")
@@ -74,15 +94,19 @@ def test_index_holds_every_section(fragments):
     assert {url for url in indexed if not re.search(r"#(term-|id\d)", url)} <= wanted, "索引里有网站上没有的节"
 
 
-def test_index_holds_only_the_article(fragments):
+def test_index_holds_only_the_article(index):
     noise = ["展开代码", "收起代码", "复制到剪贴板", "本节的链接", "上一页", "切换亮色", "搜索本书", "book-slider", "data:image", "¶"]
-    for fragment in fragments:
-        text = fragment["content"].replace("\u200b", "")
-        prose = text.split(site_search.CODE_BELOW)[0]
-        assert [word for word in noise if word in prose] == [], fragment["meta"]["url"]
-        assert "\\mathbf" not in prose and "\\(" not in prose, f"{fragment['meta']['url']} 里还有 TeX 源码"
-    everything = "".join(fragment["content"] for fragment in fragments).replace("\u200b", "")
-    assert "torch.Size" not in everything, "代码的输出不该进索引"
+    for record in index["records"]:
+        assert [word for word in noise if word in record["prose"]] == [], record["url"]
+        assert "\\mathbf" not in record["prose"] and "\\(" not in record["prose"], f"{record['url']} 里还有 TeX 源码"
+        assert "torch.Size" not in record["prose"] + record["code"], f"{record['url']}：代码的输出不该进索引"
+
+
+def test_index_stays_small():
+    """打开搜索时下载一次，压缩之后（静态托管都会压缩）的大小。"""
+    size = len(gzip.compress(INDEX.read_bytes()))
+    print(f"索引压缩之后 {size / 1024:.0f} KB")
+    assert size < 600 * 1024
 
 
 def test_sphinx_search_is_gone():
@@ -92,13 +116,8 @@ def test_sphinx_search_is_gone():
         assert not re.search(r"searchtools|searchindex|language_data|sphinx_highlight", (SITE / page).read_text("utf-8")), page
 
 
-def test_only_needed_files_are_shipped():
-    names = {path.name.split(".")[0] for path in BUNDLE.iterdir()}
-    assert names == {"filter", "fragment", "index", "pagefind", "pagefind-entry", "pagefind-worker", "wasm", "words"}
-
-
-def test_glossary_names_mean_the_same():
-    same = json.loads((BUNDLE / "words.json").read_text("utf-8"))["same"]
+def test_glossary_names_mean_the_same(index):
+    same = index["same"]
     glossary = yaml.safe_load((ROOT / "tests/text/toc.yml").read_text("utf-8"))["glossary"]
     for term in glossary:
         assert any(group[0] == term["zh"] and term["en"] in group for group in same), term
@@ -110,10 +129,11 @@ def test_formulas_become_what_readers_type():
     assert site_search.plain_math(r"\sqrt{\bar\alpha_t}\,\mathbf{x}_0") == "√α_tx_0"
 
 
-def test_a_failed_index_stops_the_build(tmp_path, monkeypatch):
-    monkeypatch.setattr(site_search.sys, "executable", "/bin/false")
-    with pytest.raises(site_search.ExtensionError, match="应当为 1 节建索引，实际建了 0 节（退出码 1）"):
-        site_search.run_pagefind([site_search.Record("a.html#b", "标题", "页", [])], tmp_path / "pagefind")
+def test_an_empty_index_stops_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_search, "site_records", lambda app: [])
+    app = type("App", (), {"builder": type("Builder", (), {"format": "html"}), "outdir": tmp_path})
+    with pytest.raises(site_search.ExtensionError, match="搜索索引是空的"):
+        site_search.build_index(app, None)
 
 
 # —— 查询 ——
@@ -123,73 +143,115 @@ def test_there_are_enough_queries():
 
 
 @pytest.mark.parametrize("query, wanted", [pytest.param(q, w, id=f"{g}-{q}") for g, q, w in QUERIES])
-def test_first_result(opened, query, wanted):
-    found = ask(opened.page, query)
-    assert found["results"], f"“{query}”没有结果：{found['status']}"
-    first = found["results"][0][0]
+def test_first_result(answers, query, wanted):
+    results = answers[query]["results"]
+    assert results, f"“{query}”没有结果"
+    first = results[0][0]
     right = any(first == place if "#" in place else first.startswith(place) for place in wanted.split("|"))
     assert right, f"“{query}”的第一条是 {first}，应当是 {wanted}"
 
 
-def test_every_heading_finds_itself(opened, fragments):
+def test_every_heading_finds_itself(searching, index):
     """用一节的标题去查，第一条就是它；几章都有的标题（环境准备），是同名的一节也算。"""
+    titles = [record["title"] for record in index["records"] if record["kind"] == "section" and record["title"] != record["page"]]
+    assert len(titles) > 100
     wrong = []
-    for fragment in fragments:
-        meta = fragment["meta"]
-        if meta["kind"] == "section" and meta["title"] != meta["page"]:
-            results = ask(opened.page, meta["title"])["results"]
-            bare = re.sub(r"^[\d.]+\s*", "", meta["title"])
-            if not results or bare not in results[0][1]:
-                wrong.append((meta["title"], results[:1]))
+    for title, answer in zip(titles, rank(searching, titles), strict=True):
+        bare = re.sub(r"^[\d.]+\s*", "", title)
+        if not answer["results"] or bare not in answer["results"][0][1]:
+            wrong.append((title, answer["results"][:1]))
     assert wrong == []
 
 
+def section(name: str, title: str, prose: str, **more) -> dict:
+    return {"url": f"{name}.html#a", "title": title, "page": "页", "above": "", "kind": "section", "defines": [], "prose": prose,
+            "code": ""} | more
+
+
+def order(searching, query: str, *records: dict) -> list[str]:
+    data = {"records": list(records), "same": [], "words": [], "traditional": {}}
+    return [url.split(".")[0] for url, _ in rank(searching, [query], data)[0]["results"]]
+
+
+def test_words_standing_together_come_first(searching):
+    """各词连在一起的节在前，其次挨得近的，最后是散在各处的，哪怕散的那一节标题里有其中一个词、词又出现得多。"""
+    far = section("far", "权重", "权重很多。" * 5 + "别的话。" * 30 + "损失也很多。" * 5)
+    near = section("near", "甲", "这里的损失和权重都存下来。")
+    together = section("together", "乙", "别的话。" * 60 + "每一项的损失权重不同。")
+    assert order(searching, "损失权重", far, near, together) == ["together", "near", "far"]
+    split = section("split", "丙", "先看损失。权重以后再说。")                  # 断开的两句不算连在一起
+    assert order(searching, "损失权重", split, together) == ["together", "split"]
+    english = section("english", "丁", "The loss weight is one."), section("apart", "weight", "A weight here. " * 9 + "And a loss.")
+    assert order(searching, "loss weight", *english) == ["english", "apart"]
+    # 只在代码里连着，也算
+    assert order(searching, "add noise", section("x", "noise", "noise, add"), section("y", "戊", "", code="add_noise(x)")) == ["y", "x"]
+
+
+@pytest.mark.parametrize("query", ["采样速度", "图像质量", "训练数据", "梯度下降", "高斯噪声"])
+def test_book_sections_with_the_words_together_come_first(searching, index, query):
+    """书里真有的说法：正文或标题里有这几个字连着的节，都排在没有的前面（文献另算）。"""
+    records = {record["url"]: record for record in index["records"]}
+    results = [records[url] for url, _ in rank(searching, [query])[0]["results"]]
+    together = [query in re.sub(r"\s", "", r["title"] + "。" + r["prose"] + "。" + r["code"]) for r in results if r["kind"] != "citation"]
+    assert True in together and False in together, "这一句分不出先后，换一句"
+    assert together == sorted(together, reverse=True)
+
+
 @pytest.mark.parametrize("typed, meant", MISTYPED.items())
-def test_mistyped_query_is_corrected(opened, typed, meant):
-    found = ask(opened.page, typed)
-    assert f"没有找到 {typed}，你是不是想找 {meant}？" in found["status"]
-    assert found["results"]
-    opened.page.click(".book-search-instead")
-    opened.page.wait_for_function("/^找到/.test(document.querySelector('.book-search-page .book-search-status')?.textContent)")
-    assert opened.page.input_value(".book-search-page input[name=q]") == meant
+def test_mistyped_query_is_corrected(searching, typed, meant):
+    answer = rank(searching, [typed])[0]
+    assert answer["instead"] == meant and answer["results"]
+
+
+def test_correction_is_offered(searching):
+    found = ask(searching.page, "扩撒模型")
+    assert "没有找到 扩撒模型，你是不是想找 扩散模型？" in found["status"] and found["results"]
+    searching.page.click(".book-search-instead")
+    searching.page.wait_for_function("/^找到/.test(document.querySelector('.book-search-page .book-search-status')?.textContent)")
+    assert searching.page.input_value(".book-search-page input[name=q]") == "扩散模型"
 
 
 @pytest.mark.parametrize("query", ["qwertyuiop", "火星文明", "？？？", "<b>zzzz</b>"])
-def test_no_hit_says_what_to_do(opened, query):
-    found = ask(opened.page, query)
+def test_no_hit_says_what_to_do(searching, query):
+    found = ask(searching.page, query)
     assert found["results"] == []
     assert found["status"].startswith(f"没有找到 {query}。") and "换一个说法" in found["status"]
 
 
-def test_partly_matching_query_says_so(opened):
-    found = ask(opened.page, "扩散模型 火星文明 采样")
+def test_partly_matching_query_says_so(searching):
+    found = ask(searching.page, "扩散模型 火星文明 采样")
     assert "没有一处含有" in found["status"] and found["results"]
+
+
+def test_excerpt_shows_the_words(searching):
+    """摘录取自所查的词最密的地方，词标了出来。"""
+    ask(searching.page, "图像质量")
+    first = searching.page.locator(".book-search-page .book-search-excerpt").first
+    assert "图像质量" in first.locator("mark").all_inner_texts()
 
 
 # —— 界面 ——
 
-def test_results_are_grouped_and_marked(opened):
-    found = ask(opened.page, "采样")
-    pages = opened.page.locator(".book-search-page .book-search-page > p").all_inner_texts()
+def test_results_are_grouped_and_marked(searching):
+    found = ask(searching.page, "采样")
+    pages = searching.page.locator(".book-search-page .book-search-page > p").all_inner_texts()
     count = re.search(r"找到 (\d+) 页、(\d+) 处", found["status"])
     assert (int(count[1]), int(count[2])) == (len(pages), len(found["results"]))
     assert len(pages) == len(set(pages)) == len({url.split("#")[0] for url, _ in found["results"]})
-    marks = opened.page.locator(".book-search-page mark").all_inner_texts()
+    marks = searching.page.locator(".book-search-page mark").all_inner_texts()
     assert "采样" in marks and set(marks) <= {"采样", "取样"}
 
 
 def test_nothing_is_loaded_until_searching(site, browser):
-    with visit(browser, site, CHAPTER) as opened:
-        sizes = {}
-        opened.page.on("response", lambda r: sizes.update({r.url.removeprefix(site): len(r.body())}))
-        opened.page.wait_for_timeout(300)
-        assert [url for url in sizes if "pagefind" in url] == []
+    with visit(browser, site, PAGE) as opened:
+        urls = []
+        opened.page.on("request", lambda request: urls.append(request.url.removeprefix(site)))
+        assert opened.page.evaluate(
+            "performance.getEntriesByType('resource').filter(entry => entry.name.includes('_static/search/')).length") == 0
         open_dialog(opened.page)
         ask(opened.page, "采样", "#pst-search-dialog")
-        opened.page.wait_for_load_state("networkidle")
-        total = sum(size for url, size in sizes.items() if "pagefind" in url)
-        print(f"第一次搜索下载 {total / 1024:.0f} KB，{len(sizes)} 个文件")
-        assert 0 < total < 600 * 1024
+        ask(opened.page, "梯度累加", "#pst-search-dialog")
+        assert sorted(url for url in urls if "_static/search/" in url) == ["_static/search/index.json", "_static/search/rank.js"]
         assert opened.outside == [] and opened.broken == [] and opened.errors == []
 
 
@@ -226,7 +288,7 @@ def test_keyboard(site, browser):
 
 
 def test_words_are_marked_on_another_page(site, browser):
-    with visit(browser, site, "index.html") as opened:
+    with visit(browser, site, PAGE) as opened:
         open_dialog(opened.page)
         ask(opened.page, "信噪比", "#pst-search-dialog")
         opened.page.click("#pst-search-dialog .book-search-list a[href*='chapters/'] >> nth=0")
@@ -235,7 +297,7 @@ def test_words_are_marked_on_another_page(site, browser):
 
 
 def test_enter_lists_everything_on_the_search_page(site, browser):
-    with visit(browser, site, CHAPTER) as opened:
+    with visit(browser, site, PAGE) as opened:
         open_dialog(opened.page)
         ask(opened.page, "采样", "#pst-search-dialog")
         opened.page.keyboard.press("Enter")
@@ -247,11 +309,11 @@ def test_enter_lists_everything_on_the_search_page(site, browser):
         assert unquote(opened.page.url).endswith("search.html?q=微调"), "网址应随着查询改变，好收藏、转发"
 
 
-def test_screen_readers_hear_the_count(opened):
-    found = ask(opened.page, "调度器")
+def test_screen_readers_hear_the_count(searching):
+    found = ask(searching.page, "调度器")
     assert re.fullmatch(r"找到 \d+ 页、\d+ 处。", found["status"])
-    assert opened.page.get_attribute(".book-search-page .book-search-status", "role") == "status"
-    assert opened.page.get_attribute(".book-search-page .book-search-list", "aria-label") == "搜索结果"
+    assert searching.page.get_attribute(".book-search-page .book-search-status", "role") == "status"
+    assert searching.page.get_attribute(".book-search-page .book-search-list", "aria-label") == "搜索结果"
 
 
 CONTRAST = """() => {
@@ -275,7 +337,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(site, browser, theme):
-    with visit(browser, site, CHAPTER) as opened:
+    with visit(browser, site, PAGE) as opened:
         opened.page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
         open_dialog(opened.page)
         ask(opened.page, "采样", "#pst-search-dialog")
@@ -285,7 +347,7 @@ def test_contrast(site, browser, theme):
 
 
 def test_phone(site, browser):
-    with visit(browser, site, CHAPTER, width=375) as opened:
+    with visit(browser, site, PAGE, width=375) as opened:
         page = opened.page
         page.locator(".search-button__button:visible").first.click()
         ask(page, "UNet2DModel", "#pst-search-dialog")
@@ -298,7 +360,7 @@ def test_phone(site, browser):
 
 def test_works_under_a_sub_path(browser, site):
     assert site.endswith("/some/sub/path/")
-    with visit(browser, site, CHAPTER) as opened:
+    with visit(browser, site, PAGE) as opened:
         page = opened.page
         open_dialog(page)
         ask(page, "梯度累加", "#pst-search-dialog")
@@ -313,12 +375,14 @@ def test_works_under_a_sub_path(browser, site):
 
 
 def test_failure_to_load_is_explained(site, browser):
-    with visit(browser, site, CHAPTER) as opened:
-        opened.page.context.route("**/*.pf_meta", lambda route: route.abort())
+    with visit(browser, site, PAGE) as opened:
+        opened.page.context.route("**/search/index.json", lambda route: route.abort())
         open_dialog(opened.page)
         opened.page.keyboard.type("采样")
         opened.page.wait_for_function(
             "document.querySelector('#pst-search-dialog .book-search-status').textContent.startsWith('搜索的索引没有下载成功')")
+        opened.page.context.unroute("**/search/index.json")
+        assert ask(opened.page, "梯度累加", "#pst-search-dialog")["results"], "网络恢复之后应当能搜"
 
 
 def test_without_scripts_the_search_page_says_so(site, browser):

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import yaml
-from support.paths import ROOT
-from support.browser import SITE, as_phone, serve, visit
 from fontTools.ttLib import TTFont
+from support.browser import SITE, as_phone, serve, visit
+from support.paths import ROOT
 
 CHAPTERS = sorted(path.stem for path in (ROOT / "chapters").glob("*.md") if "kernelspec:" in path.read_text("utf-8"))
 
@@ -206,6 +206,7 @@ def check_slider(page, slider, control):
     page.mouse.move(box["x"] + 8, middle)       # 拇指的中心离左端半个拇指宽
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, middle, steps=5)
+    differ(at_first, state(), "用指针拖动、还没有松手时")
     page.mouse.move(box["x"] + box["width"] - 2, middle, steps=5)
     page.mouse.up()
     dragged = state()
