@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import http.server
 import importlib.metadata
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -178,7 +180,7 @@ def not_imported(monkeypatch):
 def fake_torch(folder: Path, monkeypatch, **modules: str) -> None:
     """在 folder 里放假的 torch、torchvision，让新进程先找到它们。"""
     for name, code in modules.items():
-        (folder / f"{name}.py").write_text(code)
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
@@ -224,7 +226,7 @@ def test_driver_too_old_or_broken():
 
 
 def fake_nvidia_smi(folder: Path, monkeypatch, script: str) -> None:
-    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     (folder / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -315,23 +317,41 @@ def test_hub_is_asked_only_in_hub_mode(monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError("不应联网")
 
-    monkeypatch.setattr(environment.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(environment, "hub_problem", no_network)
     for values in ({}, {"BOOK_MODE": "embedded"}, {"BOOK_MODE": "hub", "HF_HUB_OFFLINE": "1"}):
         says(environment.check_hub(values), "正常", "没有检查")
 
 
-def test_unreachable_hub():
+@pytest.fixture(params=["httpx", "标准库"])
+def without_proxies(request, monkeypatch):
+    """没有代理；缺 httpx 时退而用标准库，说法一样。代理的各种情形见 tests/project/test_proxies.py。"""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    if request.param == "标准库":
+        monkeypatch.setitem(sys.modules, "httpx", None)
+
+
+def test_unreachable_hub(without_proxies):
     check = environment.check_hub({"BOOK_MODE": "hub", "HF_ENDPOINT": "http://127.0.0.1:9"})    # 没有程序在听的端口
     says(check, "有误", "连不上 http://127.0.0.1:9", "HF_ENDPOINT", "unset BOOK_MODE")
     says(environment.check_hub({"BOOK_MODE": "hub", "HF_ENDPOINT": "hf-mirror.com"}), "有误", "连不上")
 
 
-def test_any_answer_means_reachable(monkeypatch):
-    def forbidden(request, timeout):
-        raise environment.urllib.error.HTTPError(request.full_url, 403, "Forbidden", {}, None)
+def test_any_answer_means_reachable(without_proxies):
+    """拒绝、出错的回应也是回应。"""
+    class Forbidden(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
 
-    monkeypatch.setattr(environment.urllib.request, "urlopen", forbidden)
-    says(environment.check_hub({"BOOK_MODE": "hub"}), "正常", "连得上 https://huggingface.co")
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Forbidden) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        says(environment.check_hub({"BOOK_MODE": "hub", "HF_ENDPOINT": endpoint}), "正常", f"连得上 {endpoint}")
+        server.shutdown()
 
 
 # —— 汇总与打印 ——
@@ -391,7 +411,7 @@ def test_printed_text_is_chinese(clean, capsys):
 
 
 @pytest.mark.parametrize("name", ["check_system", "total_memory", "check_package", "check_torch_pair", "check_accelerator",
-                                  "check_font", "check_data", "check_models", "check_variables", "check_hub"])
+                                  "check_font", "check_data", "check_models", "check_variables", "check_proxies", "check_hub"])
 def test_one_broken_check_is_one_row(clean, monkeypatch, capsys, name):
     def broken(*args, **kwargs):
         raise KeyError("意料之外")
@@ -425,7 +445,7 @@ def test_old_python_can_read_the_check():
                     and isinstance(node.left, (ast.Dict, ast.DictComp))], "字典的 | 要 3.9"
         assert not re.search(r"\.removeprefix|\.removesuffix|file_digest|strict=True", source)
         used = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert used - {"torch", "torchvision"} <= set(sys.stdlib_module_names)
+        assert used - {"torch", "torchvision", "httpx"} <= set(sys.stdlib_module_names)       # 这三个没装也不要紧
 
 
 def test_old_python_row_on_the_command_line(clean, monkeypatch, capsys):

@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import packages_distributions
+import zipfile
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
 from pathlib import Path
 
 import pytest
 import repair_venv
+from book_utils.environment import OLDEST_PYTHON
+from packaging.specifiers import SpecifierSet
 from support.paths import ROOT
 
 
@@ -24,19 +27,19 @@ def book(tmp_path) -> Path:
     (folder / "tools").mkdir(parents=True)
     for name in ("Makefile", "tools/setup.sh", "tools/repair_venv.py"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / "requirements.txt").write_text("")
-    (folder / "constraints.txt").write_text("")
+    (folder / "requirements.txt").write_text("", encoding="utf-8")
+    (folder / "constraints.txt").write_text("", encoding="utf-8")
     # npm 的包当作已经装好；它装不上时的说明见 test_npm_failure_suggests_a_mirror
     (folder / "node_modules").mkdir()
     for name in ("package.json", "package-lock.json", "node_modules/.package-lock.json"):
-        (folder / name).write_text("{}")
+        (folder / name).write_text("{}", encoding="utf-8")
     return folder
 
 
 def fake_python(folder: Path, script: str) -> Path:
     """造一个名叫 python3 的脚本，返回它所在的文件夹。"""
     folder.mkdir()
-    (folder / "python3").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "python3").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     (folder / "python3").chmod(0o755)
     return folder
 
@@ -47,7 +50,7 @@ def make_setup(book: Path, **environment: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PIP_", "PYTHON"))}
     return subprocess.run(
         ["make", "--no-print-directory", "setup"], cwd=book, env=clean | settings | environment,
-        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL,
     )
 
 
@@ -92,32 +95,32 @@ def test_low_disk_gives_found_and_needed(book):
 def test_failing_download_suggests_a_mirror_and_rerun_continues(book):
     # 9 是 discard 端口，没有人听：立即拒绝连接。第一次连 pip 自己都下载不到
     unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
-    (book / "requirements.txt").write_text("six==1.17.0\n")
+    (book / "requirements.txt").write_text("six==1.17.0\n", encoding="utf-8")
     result = make_setup(book, **unreachable)
     assert_fails(result, book, "PIP_INDEX_URL=https://", "再运行一次")
 
     # 再运行一次：虚拟环境沿用，不从头建；装的东西不需要下载时就能走到底
-    (book / "requirements.txt").write_text("")
+    (book / "requirements.txt").write_text("", encoding="utf-8")
     marker = book / ".venv" / "kept"
     marker.touch()
-    pinned = subprocess.check_output([book / ".venv/bin/python", "-m", "pip", "--version"], text=True).split()[1]
+    pinned = subprocess.check_output([book / ".venv/bin/python", "-m", "pip", "--version"], encoding="utf-8").split()[1]
     script = book / "tools" / "setup.sh"
-    script.write_text(re.sub(r"(?m)^PIP_VERSION=.*$", f"PIP_VERSION={pinned}", script.read_text()))
+    script.write_text(re.sub(r"(?m)^PIP_VERSION=.*$", f"PIP_VERSION={pinned}", script.read_text(encoding="utf-8")), encoding="utf-8")
     result = make_setup(book, **unreachable)
     assert result.returncode == 0, result.stderr
     assert is_ready(book) and marker.exists()
     assert not (book / ".venv" / ".tmp").exists()
 
     # 装好之后，任何文件夹里都能 import 仓库根目录下的包
-    (book / "some_module.py").write_text("here = __file__")
+    (book / "some_module.py").write_text("here = __file__", encoding="utf-8")
     found = subprocess.check_output(
-        [book / ".venv/bin/python", "-c", "import some_module; print(some_module.here)"], cwd="/", text=True
+        [book / ".venv/bin/python", "-c", "import some_module; print(some_module.here)"], cwd="/", encoding="utf-8"
     )
     assert Path(found.strip()).samefile(book / "some_module.py")
 
     # 没有改动：什么也不做；requirements.txt 变了：重新安装，失败时旧标记也作废
     assert "建立" not in make_setup(book, **unreachable).stdout
-    (book / "requirements.txt").write_text("six==1.17.0\n")
+    (book / "requirements.txt").write_text("six==1.17.0\n", encoding="utf-8")
     os.utime(book / "requirements.txt", (2**32, 2**32))
     assert_fails(make_setup(book, **unreachable), book, "PIP_INDEX_URL")
 
@@ -135,12 +138,12 @@ def test_half_made_environment_is_rebuilt(book):
 
 @pytest.fixture
 def dist_info(tmp_path) -> Path:
-    (tmp_path / "pkg.py").write_text("x = 1\n")
+    (tmp_path / "pkg.py").write_text("x = 1\n", encoding="utf-8")
     folder = tmp_path / "pkg-1.0.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text("Name: pkg\n")
+    (folder / "METADATA").write_text("Name: pkg\n", encoding="utf-8")
     (folder / "RECORD").write_text(
-        "pkg.py,sha256=x,6\npkg-1.0.dist-info/METADATA,sha256=x,10\npkg-1.0.dist-info/RECORD,,\n__pycache__/pkg.pyc,,\n"
+        "pkg.py,sha256=x,6\npkg-1.0.dist-info/METADATA,sha256=x,10\npkg-1.0.dist-info/RECORD,,\n__pycache__/pkg.pyc,,\n", encoding="utf-8"
     )
     return folder
 
@@ -153,7 +156,7 @@ def test_complete_package_is_kept(dist_info):
     lambda info: (info / "RECORD").unlink(),
     lambda info: (info / "METADATA").unlink(),
     lambda info: (info.parent / "pkg.py").unlink(),
-    lambda info: (info.parent / "pkg.py").write_text("x"),
+    lambda info: (info.parent / "pkg.py").write_text("x", encoding="utf-8"),
 ], ids=["没有清单", "没有元数据", "缺文件", "文件被截断"])
 def test_incomplete_package_is_found(dist_info, damage):
     damage(dist_info)
@@ -180,6 +183,44 @@ def test_every_requirement_is_pinned_and_agrees_with_constraints():
     assert {name: all_pins.get(name) for name in wanted} == wanted
 
 
+def test_the_promised_python_can_install_every_pin():
+    """README、安装脚本和自检都说 3.11 就够：锁定的每个包都要装得上 3.11 的第一版。"""
+    promised = ".".join(map(str, OLDEST_PYTHON)) + ".0"
+    for name in ("README.md", "tools/setup.sh", "chapters/02-hugging-face.md"):
+        assert f"Python {promised[:-2]} 或更新的版本" in (ROOT / name).read_text(encoding="utf-8"), name
+    too_new = {}
+    for name in pins(ROOT / "constraints.txt") | pins(ROOT / "requirements.txt"):
+        try:
+            wanted = metadata(name)["Requires-Python"]
+        except PackageNotFoundError:            # 别的系统才有的包
+            continue
+        if wanted and promised not in SpecifierSet(wanted):
+            too_new[name] = wanted
+    assert too_new == {}, f"这些包装不上 Python {promised}"
+
+
+def test_conflicting_pins_are_not_blamed_on_the_network(book):
+    (book / "requirements.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    (book / "constraints.txt").write_text("six==1.16.0\n", encoding="utf-8")
+    script = book / "tools" / "setup.sh"
+    text = script.read_text(encoding="utf-8")
+    bundled = subprocess.check_output([sys.executable, "-c", "import ensurepip; print(ensurepip.version())"], encoding="utf-8")
+    script.write_text(re.sub(r"(?m)^PIP_VERSION=.*$", f"PIP_VERSION={bundled.strip()}", text), encoding="utf-8")
+    # 不联网：包就在旁边的文件夹里
+    wheels = book / "wheels"
+    wheels.mkdir()
+    for version in ("1.16.0", "1.17.0"):
+        with zipfile.ZipFile(wheels / f"six-{version}-py3-none-any.whl", "w") as wheel:
+            info = f"six-{version}.dist-info"
+            wheel.writestr("six.py", "")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: six\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    result = make_setup(book, PIP_NO_INDEX="1", PIP_FIND_LINKS=wheels.as_uri(), PIP_CONFIG_FILE=os.devnull)
+    assert_fails(result, book, "ResolutionImpossible", "不是网络的问题", "PYTHON_BOOTSTRAP=python3.12")
+    assert "PIP_INDEX_URL" not in result.stderr
+
+
 def imported_modules() -> set[str]:
     """仓库里所有 Python 文件直接导入的顶层模块，不含标准库和本书自己的。"""
     files = [path for name in ("book_utils", "recipes", "tools", "_ext", "tests") for path in (ROOT / name).rglob("*.py")]
@@ -190,7 +231,7 @@ def imported_modules() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.split(".")[0])
-    own = {path.stem for path in files} | {"book_utils", "tools", "recipes"}
+    own = {path.stem for path in files} | {"book_utils", "tools", "recipes", "support"}
     return found - own - set(sys.stdlib_module_names)
 
 
@@ -221,11 +262,11 @@ def test_every_npm_package_is_locked_by_hash():
 
 def test_npm_failure_suggests_a_mirror(tmp_path):
     for name in ("package.json", "package-lock.json"):
-        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"))
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), encoding="utf-8")
     code = f"import sys, npm_packages, pathlib; sys.exit(npm_packages.main(pathlib.Path({str(tmp_path)!r})))"
     settings = {"npm_config_registry": "http://127.0.0.1:9/", "npm_config_fetch_retries": "0",
                 "npm_config_cache": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tools")}
-    result = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, encoding="utf-8")
     assert result.returncode == 1
     assert "安装没有完成" in result.stderr and "npm_config_registry=https://" in result.stderr
     assert not (tmp_path / "node_modules/.package-lock.json").exists()
@@ -234,7 +275,7 @@ def test_npm_failure_suggests_a_mirror(tmp_path):
 # —— make ——
 
 def test_help_is_the_default_and_lists_every_target():
-    text = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, text=True)
+    text = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M).group(1).split()
     assert phony == [line.split()[1] for line in text.splitlines() if line.startswith("  make ")]

@@ -44,7 +44,30 @@ def test_commands_exist(workflow):
             assert arguments and set(arguments) <= set(targets), f"Makefile 里没有这个目标：{command}"
         elif program not in ("mkdir", "touch"):
             assert (ROOT / program).is_file() and (ROOT / program).stat().st_mode & 0o100, f"不能运行：{command}"
-    assert any(".ci/run" in step.get("run", "") for step in steps(workflow)), "没有运行 .ci/run"
+
+
+def triggers(workflow) -> dict:
+    """何时运行；YAML 1.1 把键 on 读成 True。"""
+    return workflow[True]
+
+
+def test_every_pull_request_is_tested():
+    checked = [yaml.safe_load(path.read_text("utf-8")) for path in FILES]
+    checked = [workflow for workflow in checked if "pull_request" in triggers(workflow)]
+    assert checked, "没有检查合并请求的工作流"
+    for workflow in checked:
+        assert any(".ci/run" in step.get("run", "") for step in steps(workflow)), "没有运行 .ci/run"
+
+
+def test_other_versions_are_tried_every_week():
+    """Colab 的较旧版本与各包的最新版本，每周各执行一遍全书；不拦合并。"""
+    weekly = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text("utf-8"))
+    assert set(triggers(weekly)) == {"schedule", "workflow_dispatch"}
+    (schedule,) = triggers(weekly)["schedule"]
+    minute, hour, day, month, weekday = schedule["cron"].split()
+    assert minute.isdigit() and hour.isdigit() and (day, month) == ("*", "*") and weekday.isdigit()
+    runs = {step["run"] for step in steps(weekly) if "run" in step}
+    assert runs == {"make colab", "make newest"}
 
 
 def test_permissions_are_minimal(workflow):
@@ -61,6 +84,7 @@ def test_no_secrets():
         assert not re.search(r"secrets\b|pull_request_target", path.read_text("utf-8")), path.name
 
 
-def test_published_folder_is_the_one_make_book_builds(workflow):
-    uploads = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/upload-pages-artifact@")]
+def test_published_folder_is_the_one_make_book_builds():
+    every = [step for path in FILES for step in steps(yaml.safe_load(path.read_text("utf-8")))]
+    uploads = [step for step in every if step.get("uses", "").startswith("actions/upload-pages-artifact@")]
     assert [step["with"]["path"] for step in uploads] == ["_build/html"]
