@@ -8,10 +8,27 @@ from .worlds.butterflies import ATTRIBUTES, CHOICES, Butterfly
 from .models import load_weights, resolve
 
 
+def require_finite(values: torch.Tensor, name: str) -> None:
+    """values 里有 NaN 或无穷就报错，name 是它的叫法。
+
+    坏掉的输入不能得分：argmax 对 NaN 也挑得出一类，截断会把无穷变成好端端的黑与白。
+
+    异常：
+        ValueError: 有不是有限的数。
+    来源：第 3.7.2 节。
+    """
+    finite = values.isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{name}里应当都是有限的数，收到的 {values.numel()} 个数里有 {int((~finite).sum())} 个是 NaN 或无穷。"
+        )
+
+
 class DigitClassifier(nn.Module):
     """小型卷积分类器：十个数字之外还有第 11 类“不是数字”，并给出 64 维特征。
 
     输入 (B, 1, 28, 28)，取值 0 到 1；输出 (B, 11) 的对数几率，第 10 列是“不是数字”。
+    形状不合，或图像里有 NaN 或无穷，报 ValueError。
     来源：第 3.5.1 节；配方见 recipes/mnist_classifier.py。
     """
 
@@ -27,6 +44,9 @@ class DigitClassifier(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, 28, 28) → (B, 64)。"""
+        if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
+            raise ValueError(f"images 的形状应是 (B, 1, 28, 28)，收到的是 {tuple(x.shape)}。")
+        require_finite(x, "images ")
         return self.body(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,6 +86,7 @@ class ButterflyJudge(nn.Module):
         """(B, 3, H, W) → (B, 128)。"""
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
             raise ValueError(f"images 的形状应是 (B, 3, 边长, 边长)，收到的是 {tuple(x.shape)}。")
+        require_finite(x, "images ")
         if x.shape[-1] != 64:
             x = F.interpolate(x, size=(64, 64), mode="bilinear", antialias=True)
         return self.body(x * 2 - 1)
@@ -108,16 +129,19 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     返回：
         非负浮点数，0 表示两组的均值与协方差相同。
     异常：
-        ValueError: 形状不合或样本太少。
+        ValueError: 形状不合，样本太少，或特征里有 NaN 或无穷。
     来源：第 3.7.2 节；Heusel 等（2017）的 FID 用同一公式，特征取自 Inception 网络。
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
             f"两组特征的形状应是 (N, D)、D 相同且 N ≥ 2，收到的是 {tuple(a.shape)} 和 {tuple(b.shape)}。"
         )
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("两组特征里应当都是有限的数，收到的含有 NaN 或无穷：多半是生成图像的网络或采样出了错。")
     a, b = a.double(), b.double()
     cov_a, cov_b = (torch.atleast_2d(torch.cov(features.T)) for features in (a, b))
     # Σ_a Σ_b 的特征值都非负，平方根之和就是 tr (Σ_a Σ_b)^{1/2}
     eigenvalues = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0)
     spread = cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum()
-    return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + spread).item())
+    distance = (a.mean(0) - b.mean(0)).square().sum() + spread
+    return distance.clamp(min=0).item()     # 舍入可能得 −1e-13；不用 max(0.0, …)，它会把 NaN 变成 0

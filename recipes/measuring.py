@@ -27,6 +27,7 @@ from book_utils import (
     random_caption,
     resolve,
 )
+from book_utils.metrics import require_finite
 from book_utils.worlds.butterflies import ATTRIBUTES, BACKGROUNDS, ENGLISH_POSITIONS, PATTERNS, POSITIONS, SIZES, WING_COLORS
 
 DEVICE = get_device()
@@ -38,9 +39,9 @@ NAMES = {"wing_color": "颜色", "pattern": "花纹", "background": "背景", "s
 
 # —— 采样 ——
 
-def samplers(config) -> dict:
-    """第 3.7.2 节比较的四种采样方法：名字 →（调度器，step 的选项）。"""
-    options = {"timestep_spacing": "trailing"}
+def samplers(config, spacing: str = "trailing") -> dict:
+    """第 3.7.2 节比较的四种采样方法：名字 →（调度器，step 的选项）；spacing 是挑时间步的办法。"""
+    options = {"timestep_spacing": spacing}
     return {
         "DDPM": (DDPMScheduler.from_config(config, **options), {}),
         "DDIM（η = 0）": (DDIMScheduler.from_config(config, **options), {"eta": 0.0}),
@@ -58,10 +59,11 @@ def draw(unet, scheduler, n_steps: int, n_samples: int, **options) -> torch.Tens
     done = []
     for x in noise.split(BATCH):
         scheduler.set_timesteps(n_steps)
-        x = x.to(DEVICE)
+        x = x.to(DEVICE) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            prediction = unet(x, t).sample
+            prediction = unet(scheduler.scale_model_input(x, t), t).sample
             x = scheduler.step(prediction, t, x, generator=generator, **options).prev_sample
+        require_finite(x, "生成的图像")      # 截断会把无穷变成好端端的黑与白
         done.append(x.cpu())
     return (torch.cat(done) / 2 + 0.5).clamp(0, 1)
 
@@ -71,6 +73,7 @@ def draw(unet, scheduler, n_steps: int, n_samples: int, **options) -> torch.Tens
 @torch.no_grad()
 def judge_digits(images: torch.Tensor) -> tuple[float, torch.Tensor]:
     """返回（认得出的比例，64 维特征）：分类器有九成以上把握是某个数字，就算认得出。images 取值 0 到 1。"""
+    require_finite(images, "images ")
     classifier = digit_classifier().to(DEVICE)
     features = torch.cat([classifier.features(part.to(DEVICE)) for part in images.clamp(0, 1).split(500)])
     confidence = classifier.head(features).softmax(dim=1)[:, :10].max(dim=1).values
@@ -160,6 +163,7 @@ def measure_classes(name: str, predictions: dict, n_samples: int = 1000, n_steps
                 for t in scheduler.timesteps:
                     # 原图截断了，噪声也要跟着改，否则引导一强就不成字（第 5.9 节）
                     x = scheduler.step(predict(x, t, labels), t, x, use_clipped_model_output=True).prev_sample
+                require_finite(x, "生成的图像")
                 images.append((x.cpu() / 2 + 0.5).clamp(0, 1))
                 progress.update()
             as_asked, variety, features = _digit_statistics(torch.cat(images), digits)
