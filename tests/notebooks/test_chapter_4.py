@@ -293,7 +293,7 @@ def test_hub_cells_say_in_one_sentence_that_there_is_no_network(text, tmp_path):
         "BOOK_MODE": "hub", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ConnectionError: BOOK_MODE=hub 需要联网，但") and "HF_ENDPOINT" in last

@@ -1,7 +1,7 @@
 """第 4.4.1 节：书里的代码格原样运行，对着本机上的小 Hub（hub_server.py）真的上传、下载、失败、中断。
 
 HF_ENDPOINT 在导入 huggingface_hub 时就定下了，所以每一步都在新的 Python 进程里做，一个字都不改写库里的设置；
-进程的 HF_HOME 是临时文件夹，并用 tests/support/offline 挡住本机以外的一切连接。
+进程的 HF_HOME 是临时文件夹，并用 tools/offline 挡住本机以外的一切连接。
 """
 
 import hashlib
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import jupytext
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from support.hub_server import READ_TOKEN, USER, WRITE_TOKEN, Hub
 from support.paths import ROOT
 
@@ -60,14 +62,20 @@ def hub():
         yield hub
 
 
+def write_weights(folder: Path, value: float, dtype=torch.float32) -> None:
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    save_file({"weight": torch.full((3,), value, dtype=dtype)}, folder / FILES[-1])
+
+
 @pytest.fixture
 def place(tmp_path):
-    """一个临时文件夹：假的管线（只看文件，不装入）、随书模型的说明、空的 HF_HOME。"""
+    """一个临时文件夹：假的管线（只看文件，不装入）、随书模型的说明与同样的权重（半精度）、空的 HF_HOME。"""
     for name in FILES[2:]:
         path = tmp_path / "pipeline" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name} 的内容")
-    (tmp_path / "model").mkdir()
+        path.write_text(f"{name} 的内容", encoding="utf-8")
+    write_weights(tmp_path / "pipeline", 0.5)
+    write_weights(tmp_path / "model", 0.5, torch.float16)
     (tmp_path / "model" / "README.md").write_text(NOTES, encoding="utf-8")
     return tmp_path
 
@@ -78,7 +86,7 @@ def start(place: Path, code: str, endpoint: str, token: str | None = None, **var
         name: value for name, value in os.environ.items()
         if not name.startswith(("HF_", "HUGGING", "BOOK_")) and "proxy" not in name.lower()
     } | {
-        "HF_ENDPOINT": endpoint, "HF_HOME": str(place / "home"), "PYTHONPATH": str(ROOT / "tests/support/offline"),
+        "HF_ENDPOINT": endpoint, "HF_HOME": str(place / "home"), "PYTHONPATH": str(ROOT / "tools/offline"),
         # hf_xet 的存储协议不在小 Hub 里；关掉它，大文件走标准的 LFS
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
     } | ({"HF_TOKEN": token} if token else {}) | variables
@@ -88,7 +96,7 @@ pipeline_folder = Path("pipeline")
 resolve = lambda name: {str(place / "model")!r}
 """
     return subprocess.Popen(
-        [sys.executable, "-c", before + code], cwd=place, env=environment, text=True,
+        [sys.executable, "-c", before + code], cwd=place, env=environment, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
 
@@ -146,7 +154,7 @@ def test_the_little_hub_refuses_what_the_hub_refuses(hub):
 # —— 上传、装回来 ——
 
 ROUND_TRIP = """
-import json, os, sys
+import json, os, shutil, sys
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -156,13 +164,14 @@ unet = UNet2DModel(
     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
 )
 DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=20)).save_pretrained(pipeline_folder)
+shutil.copytree(pipeline_folder / "unet", Path(resolve("butterflies-ddpm-32"), "unet"))     # 它就是随书模型
 
 {cells}
 
 # 给提交打标签，再只改模型卡；钉住标签的人仍拿到原来的一版
 from huggingface_hub import HfApi, create_tag, snapshot_download
 create_tag(source, tag="v1.0", revision=revision)
-card = make_card(source)
+card = make_card(source, pipeline_folder)
 card.text += "\\n补充一句。\\n"
 card.push_to_hub(source)
 result = {{
@@ -212,7 +221,7 @@ def round_trip(tmp_path_factory):
     with Hub() as hub:
         done = run(folder, code, hub.url, WRITE_TOKEN, BOOK_MODE="hub", BOOK_UPLOAD="butterflies")
         assert done.returncode == 0, done.stderr
-        yield hub, json.loads((folder / "result.json").read_text()), done.stdout
+        yield hub, json.loads((folder / "result.json").read_text(encoding="utf-8")), done.stdout
 
 
 def test_chapter_uploads_the_pipeline_and_gets_the_same_images(round_trip):
@@ -236,6 +245,16 @@ def test_model_card_says_what_it_should(round_trip):
     for fact in ("蝴蝶世界 20,000 张", "recipes/butterflies_ddpm_32.py", "7,500 步", "97.4% 认得出是蝴蝶", "不是照片"):
         assert fact in text
     assert f'from_pretrained("{REPO}")' in text and "校验和" not in text
+
+
+def test_card_of_ones_own_model_does_not_borrow_figures(hub, place):
+    write_weights(place / "pipeline", 0.75)
+    done = push(place, hub.url, WRITE_TOKEN)
+    assert done.returncode == 0, done.stderr
+    _, text = card_of(hub.repos[REPO])
+    assert "还没有测量" in text
+    for figure in ("97.4%", "20,000", "7,500", "recipes/butterflies_ddpm_32.py"):
+        assert figure not in text
 
 
 def test_pinned_version_stays_while_main_moves_on(round_trip):
@@ -326,8 +345,8 @@ def test_killed_upload_changes_nothing_and_can_be_repeated(hub, place, moment, e
     if earlier:
         assert push(place, hub.url, WRITE_TOKEN).returncode == 0
         shutil.rmtree(place / "home", ignore_errors=True)
-        (place / "pipeline" / "unet" / "config.json").write_text("新的配置")
-        (place / "pipeline" / FILES[-1]).write_text("新的权重")
+        (place / "pipeline" / "unet" / "config.json").write_text("新的配置", encoding="utf-8")
+        write_weights(place / "pipeline", 0.25)
     unchanged = (history(hub) or ["initial commit"], dict(hub.repos[REPO].files) if earlier else None)
 
     reached, killed = threading.Event(), threading.Event()
