@@ -40,7 +40,7 @@ def card_text(name: str, result: dict) -> str:
         f"- 数据：{recipe.DATA}",
         f"- 配方：`{training['command']}`",
         f"- {'；'.join(stages)}，{training['machine']}",
-        "- 存盘精度：半精度，safetensors；装入后转成单精度",
+        f"- 存盘精度：{getattr(recipe, 'PRECISION', '半精度，safetensors；装入后转成单精度')}",
         "- 许可：与本书相同" + ("；训练数据的许可见 `data/MNIST/README.md`" if name.startswith("mnist") else ""),
         "",
         "## 测量",
