@@ -106,7 +106,8 @@ def test_the_locale_is_really_another_one(other_locale):
 
 def test_self_check_works_in_another_locale(other_locale):
     done = python(other_locale, "tools/check_environment.py")
-    text = done.stdout.decode("utf-8")
+    # 终端装得下汉字就照终端的编码；装不下时改用 UTF-8
+    text = done.stdout.decode("gbk" if "GBK" in other_locale["LC_ALL"] else "utf-8")
     assert done.returncode == 0 and done.stderr == b"", done.stderr.decode("utf-8", "replace")
     assert "没有要处理的，可以开始了" in text and "没能检查" not in text
 
@@ -127,7 +128,7 @@ from train_unconditional import open_log
 
 folder = Path(sys.argv[1])
 weights = lambda target: save_file({"w": torch.zeros(1)}, Path(target) / "model.safetensors")
-common.save_model(folder, weights, History([0.5], 1, 1.0), "cpu", "python 配方.py")
+common.save_model(folder, weights, History([0.5], 1.0), "cpu", "python 配方.py")
 assert "配方" in json.loads((folder / "training.json").read_text(encoding="utf-8"))["command"]
 verify_model(folder)
 log = folder / "日志.jsonl"

@@ -116,3 +116,23 @@ def test_proxies_row_off_line():
     assert check({"https_proxy": "http://a:b@10.0.0.1:80"}).现状 == "http://10.0.0.1:80"
     assert check({"all_proxy": "socks4://10.0.0.1:80"}).状态 == "可用"                       # 不联网时不妨碍读书
     assert check({"all_proxy": "socks4://10.0.0.1:80", "BOOK_MODE": "hub"}).状态 == "有误"
+
+
+# —— 演示程序 ——
+
+@pytest.mark.parametrize("app", sorted((ROOT / "spaces").glob("*/app.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("exempt", [{}, {"NO_PROXY": "example.com"}], ids=["没有例外", "已有例外"])
+def test_own_page_is_reached_without_the_proxy(app, exempt):
+    """设有代理时，gradio 启动后要访问自己的网页：app.py 在导入 gradio 之前就让本机的地址不走代理。"""
+    before, _, _ = app.read_text("utf-8").partition("import gradio")
+    code = before + """
+import http.server, threading, httpx
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(httpx.head(f"http://127.0.0.1:{server.server_port}/").status_code, os.environ["NO_PROXY"])
+"""
+    clean = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    dead = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | dead | exempt, capture_output=True, encoding="utf-8")
+    hosts = ",".join([*exempt.values(), "localhost", "127.0.0.1"])
+    assert done.stdout.split() == ["501", hosts], done.stderr
