@@ -42,6 +42,8 @@ CORE_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "safetenso
 TRUE_VALUES = ("1", "ON", "YES", "TRUE")            # huggingface_hub 认得的“是”，其余一律当作“否”
 FALSE_VALUES = ("", "0", "OFF", "NO", "FALSE")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")     # httpx 与 huggingface_hub 认得的代理
+# 缺了也不妨碍读书的包，以及什么时候才用得到
+OPTIONAL = {"socksio": "只有经由 SOCKS 代理连接 Hub 时才用得到"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -180,6 +182,8 @@ def pip_install(pins: dict[str, str], *names: str, options: str = "") -> str:
 def check_package(name: str, installed: str | None, pins: dict[str, str]) -> Check:
     """一个包的版本与书里的相比。"""
     wanted = pins.get(name, "")
+    if installed is None and name in OPTIONAL:
+        return Check(name, "可用", f"没有安装：{OPTIONAL[name]}", pip_install(pins, name))
     if installed is None:
         return Check(name, "缺少", "没有安装", pip_install(pins, name))
     if not release(installed):

@@ -117,6 +117,11 @@ def test_package_version(installed, state, words):
     says(environment.check_package("demo", installed, {"demo": "1.4.2"}), state, *words)
 
 
+def test_optional_package_may_be_missing():
+    """Colab 没有 socksio：第二章的自检不能因此停下。"""
+    says(environment.check_package("socksio", None, PINS), "可用", "SOCKS 代理", f"socksio=={PINS['socksio']}")
+
+
 def test_installed_version(tmp_path, monkeypatch):
     assert environment.installed_version("numpy") == importlib.metadata.version("numpy")
     assert environment.installed_version("no-such-package") is None
