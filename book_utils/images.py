@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def image_files(folder: str | Path) -> list[Path]:
     """一个文件夹（包括子文件夹）里的图像文件，按名字排好；以点开头的不算。
 
-    只看扩展名，不打开文件。路径里有方括号、星号也不要紧。
+    按扩展名找，再逐个看一眼文件头，所以不是图像的文件和太大的图在这里就会说出来，不会等到训练的途中。
+    路径里有方括号、星号也不要紧。
     异常：
-        ValueError: 没有这个文件夹，或里面没有图像。
+        ValueError: 没有这个文件夹，里面没有图像，或有的图像打不开、太大。
     来源：第 4.3.1 节。
     """
     folder = Path(folder)
@@ -35,24 +36,23 @@ def image_files(folder: str | Path) -> list[Path]:
     )
     if not files:
         raise ValueError(f"文件夹 {folder} 里没有图像。")
+    for path in files:
+        _open(path).close()
     return files
 
 
 def image_folder(folder: str | Path) -> "datasets.Dataset":
     """把一个文件夹的图像做成 ``datasets.Dataset``，只有一列 ``image``；每个文件都算，不按名字分训练与测试。
 
-    先逐个看一眼文件头，所以坏文件和太大的图在这里就会说出来，不会等到训练的途中。
     返回：
         ``datasets.Dataset``，``image`` 列是 PIL 图像，取用时才解码；再交给 :func:`open_rgb`。
     异常：
-        ValueError: 没有图像，或有的图像打不开、太大。
+        ValueError: 同 :func:`image_files`。
     来源：第 4.3.1 节。
     """
-    import datasets             # 导入它要两秒，只在这里用到
+    import datasets  # 导入它要两秒，只在这里用到
 
     files = image_files(folder)
-    for path in files:
-        _open(path).close()
     return datasets.Dataset.from_dict({"image": [str(path) for path in files]}).cast_column("image", datasets.Image())
 
 
