@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .worlds.butterflies import ATTRIBUTES, CHOICES, Butterfly
 from .models import load_weights, resolve
+from .worlds import fish
+from .worlds.butterflies import ATTRIBUTES, CHOICES, Butterfly
 
 
 def require_finite(values: torch.Tensor, name: str) -> None:
@@ -113,9 +114,77 @@ def attribute_labels(butterflies: list[Butterfly]) -> torch.Tensor:
     ])
 
 
+def has_label(labels: torch.Tensor, name: str, value: str) -> torch.Tensor:
+    """labels（:func:`attribute_labels` 的格式，(N, 5)）里哪几行的属性 name 取值 value：bool，形状 (N,)。"""
+    return labels[:, ButterflyJudge.ATTRIBUTES.index(name)] == tuple(CHOICES[name]).index(value)
+
+
 def butterfly_judge() -> ButterflyJudge:
     """载入随书的蝴蝶裁判（评估模式）。"""
     return load_weights(ButterflyJudge(), resolve("butterfly-judge"))
+
+
+class FamilyJudge(nn.Module):
+    """看图说出是蝴蝶、是鱼，还是都不是；是鱼的，还说出颜色、花纹、背景与朝向。
+
+    输入 (B, 3, H, W)，取值 0 到 1，正方形，任意边长（先缩放到 32 × 32）；
+    输出字典：``family`` → (B, 3) 的对数几率，各列依次是 FAMILIES；其余属性名 → (B, 取值个数)，
+    各列的次序就是 ``book_utils.worlds.fish`` 里那个属性的取值次序。
+    来源：第 5.5.1 节；配方见 recipes/family_judge.py。
+    """
+
+    FAMILIES = ("butterfly", "fish", "other")
+    ATTRIBUTES = ("body_color", "pattern", "background", "facing")
+
+    def __init__(self):
+        super().__init__()
+        channels = (3, 24, 48, 64)
+        layers = []
+        for c_in, c_out in zip(channels, channels[1:], strict=False):
+            # 每层把边长减半：32 → 16 → 8 → 4
+            layers += [
+                nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(),
+                nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(),
+            ]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 96), nn.ReLU())
+        sizes = {"family": len(self.FAMILIES)} | {name: len(fish.CHOICES[name]) for name in self.ATTRIBUTES}
+        self.heads = nn.ModuleDict({name: nn.Linear(96, size) for name, size in sizes.items()})
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
+            raise ValueError(f"images 的形状应是 (B, 3, 边长, 边长)，收到的是 {tuple(x.shape)}。")
+        require_finite(x, "images ")
+        if x.shape[-1] != 32:
+            x = F.interpolate(x, size=(32, 32), mode="bilinear", antialias=True)
+        features = self.body(x * 2 - 1)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def describe(self, x: torch.Tensor, confidence: float = 0.9) -> tuple[torch.Tensor, list[dict[str, str]]]:
+        """给出（各张的家族，是 FAMILIES 的下标，形状 (B,)；各张当作鱼看时的属性）。
+
+        对蝴蝶或鱼的把握不到 confidence 的，算“都不是”。
+        """
+        outputs = self(x)
+        sure, family = outputs["family"].softmax(dim=1).max(dim=1)
+        family = torch.where(sure > confidence, family, len(self.FAMILIES) - 1)
+        picks = {name: outputs[name].argmax(dim=1).tolist() for name in self.ATTRIBUTES}
+        names = {name: tuple(fish.CHOICES[name]) for name in self.ATTRIBUTES}
+        return family, [{name: names[name][picks[name][i]] for name in names} for i in range(len(x))]
+
+
+def fish_labels(fishes: list[fish.Fish]) -> torch.Tensor:
+    """把鱼换成 :class:`FamilyJudge` 各输出的列号，第一列是家族：int64，形状 (N, 5)。"""
+    return torch.tensor([
+        [FamilyJudge.FAMILIES.index("fish")]
+        + [tuple(fish.CHOICES[name]).index(getattr(one, name)) for name in FamilyJudge.ATTRIBUTES]
+        for one in fishes
+    ])
+
+
+def family_judge() -> FamilyJudge:
+    """载入随书的家族裁判（评估模式）。"""
+    return load_weights(FamilyJudge(), resolve("family-judge"))
 
 
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:

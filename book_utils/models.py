@@ -34,7 +34,7 @@ def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_
     if mode not in ("embedded", "hub"):
         raise ValueError(f"环境变量 BOOK_MODE 应是 embedded 或 hub，收到的是 {mode!r}。")
     if mode == "hub" and hub is not None:
-        _require_hub()
+        require_hub()
         return hub
 
     folder = Path(models_root) / name
@@ -48,20 +48,24 @@ def resolve(name: str, hub: str | None = None, models_root: str | Path = MODELS_
     return str(folder)
 
 
-def _require_hub() -> None:
-    """确认 Hub（或镜像）连得上，免得读者在长长的重试之后才看到英文报错。"""
-    import httpx
+def require_hub() -> None:
+    """确认 Hub（或镜像）连得上，免得读者在长长的重试之后才看到英文报错。
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    凡是要从 Hub 下载的代码格，开头都调用它；:func:`resolve` 已经替你调用了。
+    异常：
+        ConnectionError: 连不上 Hub 或镜像。
+    来源：第 4.2.2 节。
+    """
+    from .environment import TRUE_VALUES, hub_problem
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE_VALUES:
         return                  # 读者声明只用本地缓存，由 from_pretrained 去缓存里找
-    try:
-        httpx.head(endpoint, timeout=5, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    problem = hub_problem(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if problem:
         raise ConnectionError(
-            f"BOOK_MODE=hub 需要联网，但连不上 {endpoint}（{type(error).__name__}）。"
+            f"BOOK_MODE=hub 需要联网，但{problem}。"
             "可以用环境变量 HF_ENDPOINT 指定镜像，或去掉 BOOK_MODE 改用随书模型。"
-        ) from error
+        )
 
 
 def load_weights(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
@@ -86,4 +90,57 @@ def load_weights(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
         raise ValueError(f"权重文件 {path} 已损坏或不完整：{error}。") from error
     except RuntimeError as error:
         raise ValueError(f"权重文件 {path} 与 {type(model).__name__} 的结构不符：{error}。") from error
+    return model.eval()
+
+
+DIFFERENCE_SCALE = 1024         # 权重之差多在千分之几，乘上它才落在 8 位浮点最准的一段
+
+
+def weight_difference(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """微调前后权重之差，8 位浮点（float8_e4m3fn，相对误差至多 1/16）；大小是半精度的一半。
+
+    参数：
+        before, after: 结构相同的两个网络。
+    返回：
+        权重名 → 差 × DIFFERENCE_SCALE，可直接交给 safetensors 存盘。
+    异常：
+        ValueError: 两个网络的权重名或形状不同。
+    来源：第 5.5.3 节。
+    """
+    old, new = before.state_dict(), after.state_dict()
+    if {name: w.shape for name, w in old.items()} != {name: w.shape for name, w in new.items()}:
+        raise ValueError("两个网络的结构不同，权重不能相减。")
+    limit = torch.finfo(torch.float8_e4m3fn).max        # 超出范围的换算成 8 位会变成 NaN
+    return {
+        name: ((new[name].float() - old[name].float()) * DIFFERENCE_SCALE).clamp(-limit, limit).to(torch.float8_e4m3fn)
+        for name in old
+    }
+
+
+@torch.no_grad()
+def add_difference(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
+    """把 ``folder/difference.safetensors`` 里的差加到 model 的权重上，就地得到微调后的网络。
+
+    参数：
+        model:  微调之前的网络。
+        folder: :func:`resolve` 返回的文件夹，里面的差由 :func:`weight_difference` 算出。
+    返回：
+        同一个 model，已切换到评估模式。
+    异常：
+        FileNotFoundError: 没有这个文件。
+        ValueError: 文件损坏，或与网络结构不符；这时 model 没有改动。
+    来源：第 5.5.3 节。
+    """
+    path = Path(folder) / "difference.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"没有找到权重之差 {path}。")
+    try:
+        difference = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"权重之差 {path} 已损坏或不完整：{error}。") from error
+    weights = model.state_dict()
+    if {name: w.shape for name, w in weights.items()} != {name: d.shape for name, d in difference.items()}:
+        raise ValueError(f"权重之差 {path} 与 {type(model).__name__} 的结构不符。")
+    for name, weight in weights.items():
+        weight += difference[name].to(weight.device).to(weight.dtype) / DIFFERENCE_SCALE
     return model.eval()

@@ -238,7 +238,7 @@ def load_state(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             notes = (file.metadata() or {}).get("notes", "{}")
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(notes)
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(notes)     # noqa: SIM118  它不是字典
     except SafetensorError as error:
         raise ValueError(f"断点 {path} 已损坏或不完整：{error}。删去它可从头训练。") from error
 

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 import torch
 from common import load_as_float32, parser, save_model
+from loss_guidance import loss_guidance_lines, measure_loss_guidance
 from measuring import DEVICE, SEED, distinct_butterflies, onnx_difference, onnx_line
 from PIL import Image
 from torch import nn
@@ -35,8 +36,8 @@ from book_utils import (
     resolve,
     set_seed,
 )
-from book_utils.worlds.butterflies import CHOICES, HELD_OUT
-from book_utils.worlds.butterflies import ATTRIBUTES
+from book_utils.metrics import has_label
+from book_utils.worlds.butterflies import ATTRIBUTES, CHOICES, HELD_OUT
 
 NAME = "butterfly-clip"
 PURPOSE = "认得中文与英文的小 CLIP：图像塔、文字塔与词表（第五、六章）"
@@ -211,7 +212,7 @@ def batch_loss(model, images, labels, tokens, told, generator):
     tokens, told = tokens[rows, picks].long(), told[rows, picks]
     x = images / 127.5 - 1
     # 一半大的蝴蝶缩到 32 × 32 再放大：第四、五章的模型生成的就是这么大的图
-    large = (labels[:, 3] == 2) & (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+    large = has_label(labels, "size", "large") & (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     small = F.interpolate(F.interpolate(x, size=(32, 32), mode="area"), size=x.shape[-2:], mode="bilinear")
     x = torch.where(large[:, None, None, None], small, x)
 
@@ -302,6 +303,7 @@ def measure(name: str = NAME, n_sets: int = 5, set_size: int = 100) -> dict:
         "set_size": set_size,
         "n_sets": n_sets,
         "retrieval": measure_retrieval(model, tokenizer, processor, n_sets, set_size),
+        "guidance": measure_loss_guidance(model, tokenizer),
         "onnx_difference": clip_onnx_differences(model, tokens.input_ids, pixels),
     }
 
@@ -319,6 +321,8 @@ def card_lines(result: dict) -> list[str]:
             f"| {title} | {scores['image_to_text']:.1%} | {scores['text_to_image']:.1%} |"
             for title, scores in ((title, result["retrieval"][key]) for key, title in titles.items())
         ),
+        "",
+        *loss_guidance_lines(result["guidance"]),
         "",
         onnx_line(result),
     ]

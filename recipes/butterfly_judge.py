@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from book_utils import ButterflyJudge, attribute_labels, butterfly_images, fit, set_seed
+from book_utils.metrics import has_label
 from book_utils.worlds.butterflies import BACKGROUNDS, WING_COLORS
 
 NAME = "butterfly-judge"
@@ -104,7 +105,7 @@ def batch_loss(model, images, labels, generator):
     images = images / 255
     is_butterfly = (labels[:, 0] != IGNORE).long()
     # 一半大的蝴蝶缩到 32 × 32 再放大：第四章的模型生成的就是这么大的图
-    large = (labels[:, 3] == 2) & (torch.rand(len(labels), generator=generator) < 0.5).to(labels.device)
+    large = has_label(labels, "size", "large") & (torch.rand(len(labels), generator=generator) < 0.5).to(labels.device)
     small = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
     small = F.interpolate(small, size=(64, 64), mode="bilinear", antialias=True)
     images = torch.where(large[:, None, None, None], small, images)

@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT))
 
 from book_utils import get_device  # noqa: E402  先把仓库加入路径
 from book_utils.checksums import CHECKSUMS, MODELS_ROOT  # noqa: E402
+from book_utils.environment import speak_chinese  # noqa: E402
+
+speak_chinese()                 # 训练几十分钟，不能在最后打印一句中文时才出错
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:
@@ -35,7 +38,7 @@ def machine(device: str) -> str:
         return f"GPU {torch.cuda.get_device_name()}，PyTorch {torch.__version__}"
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     return f"CPU {name}，{torch.get_num_threads()} 线程，PyTorch {torch.__version__}"
 
@@ -45,8 +48,8 @@ def load_as_float32(config: Path) -> None:
 
     不写明，transformers 就按存盘的精度装入，与 diffusers（总是单精度）不一致，在 CPU 上一起用会报错。
     """
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2))
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2), encoding="utf-8")
 
 
 def save_model(folder: Path, save_weights, history, device: str, command: str, **stages) -> None:
@@ -62,11 +65,14 @@ def save_model(folder: Path, save_weights, history, device: str, command: str, *
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder)
-    notes = {"README.md", "training.json", "evaluation.json", "without_timesteps.json", "samples.png", CHECKSUMS}
+    notes = {
+        "README.md", "training.json", "evaluation.json", "without_timesteps.json", "samples.png",
+        "course.json", "course.png", "overfit.png", CHECKSUMS,
+    }
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in notes)
     (folder / CHECKSUMS).write_text("".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files
-    ))
+    ), encoding="utf-8")
 
     def record(history):
         return {
@@ -79,5 +85,5 @@ def save_model(folder: Path, save_weights, history, device: str, command: str, *
         {"command": command, "machine": machine(device)} | record(history)
         | {name: record(stage) for name, stage in stages.items()},
         ensure_ascii=False,
-    ))
+    ), encoding="utf-8")
     print(f"已写出 {folder}（{sum(path.stat().st_size for path in files) / 1e6:.1f} MB）")

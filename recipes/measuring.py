@@ -28,7 +28,15 @@ from book_utils import (
     resolve,
 )
 from book_utils.metrics import require_finite
-from book_utils.worlds.butterflies import ATTRIBUTES, BACKGROUNDS, ENGLISH_POSITIONS, PATTERNS, POSITIONS, SIZES, WING_COLORS
+from book_utils.worlds.butterflies import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    ENGLISH_POSITIONS,
+    PATTERNS,
+    POSITIONS,
+    SIZES,
+    WING_COLORS,
+)
 
 DEVICE = get_device()
 SEED = 20_000           # 训练用的种子都在 100 以内
@@ -287,7 +295,7 @@ class Computation(torch.nn.Module):
 @torch.no_grad()
 def onnx_difference(network: torch.nn.Module, compute: Callable, inputs: tuple[torch.Tensor, ...]) -> float:
     """把 ``compute(network, *inputs)`` 导出成 ONNX，用 onnxruntime 算一遍，返回与 PyTorch 的最大差。都在 CPU 上算。"""
-    import onnxruntime          # 只有测量用它：只训练的人不必装
+    import onnxruntime  # 只有测量用它：只训练的人不必装
 
     network = network.cpu().eval()
     with TemporaryDirectory() as folder:

@@ -50,8 +50,8 @@ from book_utils import (
     resolve,
     set_seed,
 )
-from book_utils.worlds.butterflies import ATTRIBUTES
 from book_utils.training import load_state, save_state
+from book_utils.worlds.butterflies import ATTRIBUTES
 
 NAME = "mini-stable-diffusion"
 PURPOSE = "看中文或英文提示词画 64×64 的蝴蝶：StableDiffusionPipeline（第六、七、九章）"

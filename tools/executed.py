@@ -30,6 +30,11 @@ CELL_SECONDS = 600
 OFFLINE = ROOT / "tools" / "offline"
 
 
+# 执行完问一句内核：它自己与它起的进程（取最大的一个），内存最多时共占多少 KiB
+PEAK_MEMORY = """import resource as _resource
+print(sum(_resource.getrusage(who).ru_maxrss for who in (_resource.RUSAGE_SELF, _resource.RUSAGE_CHILDREN)))"""
+
+
 class BookError(Exception):
     """写给作者看的错误：一句中文说明，不需要调用栈。"""
 
@@ -50,7 +55,8 @@ def executed_path(source: Path, root: Path = ROOT) -> Path:
 def current_result(source: Path, root: Path = ROOT) -> NotebookNode | None:
     """一章上次执行的结果；没有，或者已经过时，返回 None。
 
-    结果里只有代码格（没有正文，也没有笔记本第一格），元数据里有 ``execution_key`` 与 ``seconds``。
+    结果里只有代码格，没有正文，也没有笔记本的第一格；元数据里有 ``execution_key``、
+    用时 ``seconds``、内存峰值 ``peak_mib`` 与几核 ``cores``。
     """
     path = executed_path(source, root)
     if not path.is_file():
@@ -92,12 +98,14 @@ def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
             "execution_key": execution_key(source, root),
         },
     )
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK_MEMORY))
     started = time.perf_counter()
     with tqdm(total=len(notebook.cells), desc=f"执行 {source.stem}", unit="格", position=position, leave=False) as progress:
         try:
             run_cells(notebook, source.parent, progress.update)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise BookError(f"{source.name}：执行出错，没有新的结果。\n{error}") from error
+    notebook.metadata["peak_mib"] = int(notebook.cells.pop().outputs[0].text) // 1024
     notebook.metadata["seconds"] = round(time.perf_counter() - started, 1)
     notebook.metadata["cores"] = len(os.sched_getaffinity(0))
 
@@ -150,7 +158,7 @@ def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT
         position, source = job
         try:
             result = execute(source, root, position)
-            return f"{source.stem}：执行用了 {result.metadata['seconds']:.0f} 秒"
+            return f"{source.stem}：执行用了 {result.metadata['seconds']:.0f} 秒，内存至多 {result.metadata['peak_mib']} MiB"
         except BookError as error:
             return error
 

@@ -28,7 +28,7 @@ def main():
             subprocess.run(
                 [sys.executable, script, "--output", folder, "--checkpoint", checkpoint], check=True
             )
-        training = json.loads((folder / "training.json").read_text())
+        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         print(f"{name}（{training['seconds'] / 60:.0f} 分钟，{training['machine']}）")
         losses = epoch_means(training["losses"], steps_per_epoch=469)
         for epoch, (ours, theirs) in enumerate(zip(losses, document, strict=True), start=1):

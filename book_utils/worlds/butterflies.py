@@ -4,15 +4,27 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ..images import open_rgb
 from ..training import written_whole
+from .common import (
+    DARK,
+    LIGHT,
+    Render,
+    as_dataset,
+    canvas,
+    check_attributes,
+    check_counts,
+    check_names,
+    draw_images,
+    finished,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -57,8 +69,6 @@ ROTATION_LIMIT = 30.0           # 度
 # 这些颜色 × 花纹的组合从不用于训练，留着检验模型会不会把学过的颜色与花纹重新组合
 HELD_OUT = frozenset({("blue", "spotted"), ("red", "striped"), ("yellow", "eyespot"), ("purple", "plain")})
 
-DARK = np.array((0.10, 0.07, 0.06), dtype=np.float32)
-LIGHT = np.array((0.98, 0.96, 0.88), dtype=np.float32)
 CHOICES = {
     "wing_color": WING_COLORS, "pattern": PATTERNS, "background": BACKGROUNDS,
     "size": SIZES, "position": POSITIONS, "wing_shape": WING_SHAPES,
@@ -93,24 +103,7 @@ class Butterfly:
     rotation: float = 0.0
 
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} 应是 {'、'.join(choices)} 之一，收到的是 {value!r}。")
-        if not -ROTATION_LIMIT <= self.rotation <= ROTATION_LIMIT:
-            raise ValueError(
-                f"rotation 应在 −{ROTATION_LIMIT:g} 到 {ROTATION_LIMIT:g} 度之间，收到的是 {self.rotation}。"
-            )
-
-
-@dataclass(frozen=True)
-class Render:
-    """画好的一张图：``image`` uint8 (H, W, 3)；``mask`` bool (H, W)，蝴蝶所在的像素；
-    ``depth`` float32 (H, W)，取值 0（最远）到 1（最近）。"""
-
-    image: np.ndarray
-    mask: np.ndarray
-    depth: np.ndarray
+        check_attributes(self, CHOICES, "rotation", ROTATION_LIMIT)
 
 
 def random_butterfly(rng: np.random.Generator, held_out: bool = False, **fixed) -> Butterfly:
@@ -124,12 +117,7 @@ def random_butterfly(rng: np.random.Generator, held_out: bool = False, **fixed) 
         ValueError: 属性的名字或取值不对，或固定之后没有符合 held_out 的组合。
     来源：第 4.3.1 节。
     """
-    unknown = set(fixed) - {field.name for field in fields(Butterfly)}
-    if unknown:
-        raise ValueError(
-            f"蝴蝶没有属性 {'、'.join(sorted(unknown))}；"
-            f"可以固定的有 {'、'.join(field.name for field in fields(Butterfly))}。"
-        )
+    check_names(Butterfly, "蝴蝶", fixed)
     Butterfly(**fixed)              # 取值不对时在这里报错
     combinations = [
         (color, pattern) for color in WING_COLORS for pattern in PATTERNS
@@ -160,10 +148,7 @@ def render_butterfly(butterfly: Butterfly, image_size: int = 64, seed: int = 0) 
         ValueError: image_size 或 seed 超出范围。
     来源：第 4.3.1 节。
     """
-    if not 16 <= image_size <= 512:
-        raise ValueError(f"image_size 应在 16 到 512 之间，收到的是 {image_size}。")
-    if seed < 0:
-        raise ValueError(f"seed 应是非负整数，收到的是 {seed}。")
+    x, y, factor = canvas(image_size, seed)
     rng = np.random.default_rng(seed)
     wing_color = np.array(WING_COLORS[butterfly.wing_color][1]) + rng.uniform(-0.04, 0.04, 3)
     background = np.array(BACKGROUNDS[butterfly.background][1]) * rng.uniform(0.96, 1.0)
@@ -172,21 +157,15 @@ def render_butterfly(butterfly: Butterfly, image_size: int = 64, seed: int = 0) 
     frequency = rng.uniform(0.92, 1.08)         # 花纹疏密
     phase = rng.uniform(0, 2 * np.pi)
 
-    # 先画得大些，最后把每 factor × factor 个像素平均成一个，边缘就没有锯齿
-    factor = max(2, round(128 / image_size))
-    n_pixels = image_size * factor
-    axis = ((np.arange(n_pixels, dtype=np.float32) + 0.5) / n_pixels) * 2 - 1
-    x, y = axis[None, :], -axis[:, None]
-
     # 换到蝴蝶自己的坐标：中心为原点，身体朝上，半翅展约为 1；|u| 使左右对称
     angle = np.deg2rad(butterfly.rotation)
     u = ((x - center[0]) * np.cos(angle) + (y - center[1]) * np.sin(angle)) / scale
     v = (-(x - center[0]) * np.sin(angle) + (y - center[1]) * np.cos(angle)) / scale
     u, v = np.abs(u).astype(np.float32), v.astype(np.float32)
 
-    image = np.empty((n_pixels, n_pixels, 3), dtype=np.float32)
-    image[:] = background * (1 - 0.04 * (axis[:, None, None] + 1))     # 背景从上到下略微变暗
-    wings = np.zeros((n_pixels, n_pixels), dtype=bool)
+    image = np.empty((*u.shape, 3), dtype=np.float32)
+    image[:] = background * (1 - 0.04 * (1 - y[:, :, None]))            # 背景从上到下略微变暗
+    wings = np.zeros(u.shape, dtype=bool)
     for wing in (WING_SHAPES[butterfly.wing_shape][1], WING_SHAPES[butterfly.wing_shape][0]):
         inside = _draw_wing(image, u, v, wing, butterfly.pattern, wing_color, frequency, phase)
         wings |= inside
@@ -202,19 +181,10 @@ def render_butterfly(butterfly: Butterfly, image_size: int = 64, seed: int = 0) 
 
     mask = wings | body | antennae
     # 深度：背景下近上远；蝴蝶越大越近，翅膀向两侧略微后掠
-    depth = np.broadcast_to(0.10 + 0.15 * (axis[:, None] + 1), mask.shape).astype(np.float32)
+    depth = np.broadcast_to(0.10 + 0.15 * (1 - y), mask.shape).astype(np.float32)
     nearness = {"small": 0.55, "medium": 0.72, "large": 0.90}[butterfly.size]
     depth = np.where(mask, nearness - 0.15 * np.minimum(u, 1) + 0.08 * body, depth)
-
-    def shrink(array):
-        blocks = array.reshape(image_size, factor, image_size, factor, *array.shape[2:])
-        return blocks.mean(axis=(1, 3), dtype=np.float32)
-
-    return Render(
-        image=(shrink(image).clip(0, 1) * 255).round().astype(np.uint8),
-        mask=shrink(mask) >= 0.5,
-        depth=shrink(depth),
-    )
+    return finished(image, mask, depth, factor)
 
 
 CAPTIONS = {
@@ -277,15 +247,9 @@ def random_butterflies(n_images: int, seed: int = 0, held_out: bool = False, **f
         ValueError: n_images 不是正整数，或 seed 是负数。
     来源：第 4.3.1 节。
     """
-    if n_images < 1 or seed < 0:
-        raise ValueError(f"n_images 应是正整数，seed 应是非负整数，收到的是 {n_images} 和 {seed}。")
+    check_counts(n_images, seed)
     rng = np.random.default_rng(seed)
     return [random_butterfly(rng, held_out, **fixed) for _ in range(n_images)]
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """一组图像里第 index 张的种子：不同的组（seed）之间不重复。"""
-    return seed * 10_000_000 + index
 
 
 def butterfly_images(
@@ -299,11 +263,7 @@ def butterfly_images(
     来源：第 4.3.1 节。
     """
     butterflies = random_butterflies(n_images, seed, held_out, **fixed)
-    images = torch.empty(n_images, 3, image_size, image_size, dtype=torch.uint8)
-    for index, butterfly in enumerate(butterflies):
-        render = render_butterfly(butterfly, image_size, _seed_of(seed, index))
-        images[index] = torch.from_numpy(render.image).permute(2, 0, 1)
-    return images, butterflies
+    return draw_images(render_butterfly, butterflies, image_size, seed), butterflies
 
 
 def butterfly_dataset(
@@ -323,17 +283,8 @@ def butterfly_dataset(
         ValueError: 参数超出范围。
     来源：第 4.3.1 节。
     """
-    import datasets             # 导入它要两秒，只在这里用到
-
     images, butterflies = butterfly_images(n_images, image_size, seed, held_out, **fixed)
-    return datasets.Dataset.from_dict(
-        {
-            "image": [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images],
-            "caption_zh": [caption(butterfly, "zh") for butterfly in butterflies],
-            "caption_en": [caption(butterfly, "en") for butterfly in butterflies],
-            "attributes": [asdict(butterfly) for butterfly in butterflies],
-        }
-    ).cast_column("image", datasets.Image())
+    return as_dataset(images, butterflies, caption)
 
 
 def export_imagefolder(dataset: "datasets.Dataset", folder: str | Path) -> Path:
@@ -359,7 +310,7 @@ def export_imagefolder(dataset: "datasets.Dataset", folder: str | Path) -> Path:
         with open(partial / "metadata.jsonl", "w", encoding="utf-8") as metadata:
             for index, row in enumerate(dataset):
                 name = f"{index:05d}.png"
-                row.pop("image").save(partial / name)
+                open_rgb(row.pop("image")).save(partial / name)
                 metadata.write(json.dumps({"file_name": name} | row, ensure_ascii=False) + "\n")
     return folder
 

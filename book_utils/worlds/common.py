@@ -94,7 +94,7 @@ def draw_images(render: Callable[..., Render], things: Sequence, image_size: int
 
 def as_dataset(images: torch.Tensor, things: Sequence, caption: Callable[..., str]) -> "datasets.Dataset":
     """包成 ``datasets.Dataset``，列为 image（PIL 图像）、caption_zh、caption_en、attributes（字典）。"""
-    import datasets             # 导入它要两秒，只在这里用到
+    import datasets  # 导入它要两秒，只在这里用到
 
     return datasets.Dataset.from_dict(
         {

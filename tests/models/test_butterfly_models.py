@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from book_utils import butterfly_images, butterfly_judge, resolve
-from support.paths import ROOT
 from diffusers import DDPMPipeline
+from support.paths import ROOT
+
+from book_utils import butterfly_images, butterfly_judge, resolve
 
 SEED = 90_001               # 训练与 recipes/evaluate.py 都没有用过
 

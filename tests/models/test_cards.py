@@ -9,11 +9,12 @@ import measuring
 import mnist_ddpm
 import pytest
 import torch
-from book_utils import BasicUNet, corrupt, digit_classifier, load_weights, mnist_tensors, resolve
 from diffusers import DDPMPipeline, UNet2DModel
 from evaluate import card_text, embedded_models, recipe_of
 from support.paths import ROOT
 from torch.nn import functional as F
+
+from book_utils import BasicUNet, corrupt, digit_classifier, load_weights, mnist_tensors, resolve
 
 SEED = 90_010               # 训练与 recipes/evaluate.py 都没有用过
 each_model = pytest.mark.parametrize("name", embedded_models())

@@ -1,16 +1,15 @@
 """两个以数字为条件的模型：用别的种子重新量一遍；配方丢掉一成标签，能中断、能续。"""
 
 import json
-import sys
-
-import pytest
-import torch
-from book_utils import ClassConditionedUnet, digit_classifier, fit, load_weights, mnist_tensors, resolve
-from support.paths import ROOT
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 import mnist_class_conditional
 import mnist_class_planes
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from support.paths import ROOT
+
+from book_utils import ClassConditionedUnet, digit_classifier, fit, load_weights, mnist_tensors, resolve
 
 NAME = "mnist-class-conditional"
 SEED = 90_003               # 训练与 recipes/evaluate.py 都没有用过

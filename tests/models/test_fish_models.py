@@ -3,8 +3,15 @@
 import copy
 import json
 
+import family_judge as judge_recipe
+import fish_ddpm_32
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support.paths import ROOT
+from torch import nn
+
 from book_utils import (
     FamilyJudge,
     add_difference,
@@ -14,13 +21,6 @@ from book_utils import (
     resolve,
     weight_difference,
 )
-from PIL import Image
-from safetensors.torch import save_file
-from support.paths import ROOT
-from torch import nn
-
-import family_judge as judge_recipe
-import fish_ddpm_32
 
 SEED = 90_005               # 训练与 recipes/evaluate.py 都没有用过
 
@@ -66,7 +66,8 @@ def test_judge_refuses_what_is_neither():
     generator = torch.Generator().manual_seed(SEED)
     butterflies, fish = (draw(60, 32, seed=SEED + 1)[0] / 255 for draw in (butterfly_images, fish_images))
     kinds = judge_recipe.negatives(torch.cat([butterflies, fish]), torch.arange(120) // 60, generator) | {
-        "shapes": judge_recipe.small_shapes(60, SEED) / 255, "one color": torch.rand(30, 3, 1, 1, generator=generator).expand(30, 3, 32, 32),
+        "shapes": judge_recipe.small_shapes(60, SEED) / 255,
+        "one color": torch.rand(30, 3, 1, 1, generator=generator).expand(30, 3, 32, 32),
     }
     for kind, images in kinds.items():
         other = (family_judge().describe(images)[0] == 2).float().mean().item()

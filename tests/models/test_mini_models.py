@@ -3,20 +3,20 @@
 import json
 import time
 
+import butterfly_clip
 import diffusers
+import mini_stable_diffusion
 import numpy as np
 import pytest
 import torch
 import transformers
-from book_utils import Butterfly, butterfly_images, random_butterflies, resolve
-from support.paths import ROOT
 from diffusers import StableDiffusionPipeline
+from measuring import NAMES, agreement, write_prompts
 from PIL import Image
+from support.paths import ROOT
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-import butterfly_clip
-import mini_stable_diffusion
-from measuring import NAMES, agreement, write_prompts
+from book_utils import Butterfly, butterfly_images, random_butterflies, resolve
 
 SEED = 90_002               # 训练与 recipes/evaluate.py 都没有用过
 
@@ -111,7 +111,7 @@ def test_folder_needs_no_class_of_ours(pipeline):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py")]
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert pipeline.vae.config.latent_channels == 4 and pipeline.unet.config.sample_size == 16
     assert all(parameter.dtype == torch.float32 for parameter in pipeline.unet.parameters())

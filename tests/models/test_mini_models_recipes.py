@@ -8,9 +8,17 @@ from collections import Counter
 from dataclasses import fields
 from types import SimpleNamespace
 
+import butterfly_clip
+import evaluate
+import measuring
+import mini_stable_diffusion
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
 from book_utils import (
     Butterfly,
     ButterflyJudge,
@@ -20,17 +28,7 @@ from book_utils import (
     random_butterflies,
     random_caption,
 )
-from book_utils.worlds.butterflies import CHOICES, HELD_OUT
-from book_utils.worlds.butterflies import ATTRIBUTES
-from support.paths import ROOT
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-import butterfly_clip
-import evaluate
-import measuring
-import mini_stable_diffusion
+from book_utils.worlds.butterflies import ATTRIBUTES, CHOICES, HELD_OUT
 
 each_language = pytest.mark.parametrize("language", ["zh", "en"])
 

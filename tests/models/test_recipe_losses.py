@@ -9,9 +9,10 @@ import mnist_class_planes
 import mnist_ddpm
 import pytest
 import torch
-from book_utils import fit
 from diffusers import DDPMScheduler
 from torch import nn
+
+from book_utils import fit
 
 
 class Watcher(nn.Module):

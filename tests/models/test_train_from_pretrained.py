@@ -11,13 +11,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+import train_unconditional
 from accelerate.state import AcceleratorState, GradientState
-from book_utils import open_rgb
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from support.paths import ROOT
 
-import train_unconditional
+from book_utils import open_rgb
 
 SCRIPT = ROOT / "recipes" / "train_unconditional.py"
 

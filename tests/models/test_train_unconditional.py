@@ -11,18 +11,18 @@ import subprocess
 import sys
 import time
 
-import datasets
+import numpy as np
 import psutil
 import pytest
 import torch
+import train_unconditional
 from accelerate.state import AcceleratorState, GradientState
-from book_utils import butterfly_dataset, export_imagefolder
-from book_utils.training import load_state
-from support.paths import ROOT
 from diffusers import DDPMPipeline
 from PIL import Image
+from support.paths import ROOT
 
-import train_unconditional
+from book_utils import butterfly_dataset, export_imagefolder
+from book_utils.training import load_state
 
 SCRIPT = ROOT / "recipes" / "train_unconditional.py"
 STEPS = 24
@@ -47,7 +47,7 @@ def environment(**more) -> dict[str, str]:
 
 def start(command, **variables) -> subprocess.Popen:
     return subprocess.Popen(
-        [*map(str, command)], env=environment(**variables), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*map(str, command)], env=environment(**variables), encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -66,7 +66,7 @@ def run_here(*options) -> int:
 
 
 def losses(folder) -> list[float]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return [record["loss"] for record in records]
 
@@ -154,7 +154,7 @@ def test_killed_training_ends_the_same(one_process, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     if log.exists():
-        log.write_text(log.read_text() + '{"step": 99')     # 就算写日志写到一半，也能接上
+        log.write_text(log.read_text(encoding="utf-8") + '{"step": 99', encoding="utf-8")     # 就算写日志写到一半，也能接上
     finish(start(command))
     # 同一台机器、同样的线程数：一位都不差
     assert losses(tmp_path / "output") == losses(one_process)
@@ -173,12 +173,37 @@ def test_ctrl_c_says_how_to_continue(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """读者自己的一文件夹图像：大小与训练时的不同，还混进一张灰度图。"""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder = export_imagefolder(butterfly_dataset(6, image_size=24), tmp_path / "照片")
+def photos(tmp_path):
+    """读者自己的一文件夹图像：路径里有方括号，大小与训练时的不同，还混进灰度、16 位、透明的图，名字里有 test。"""
+    folder = export_imagefolder(butterfly_dataset(6, image_size=24), tmp_path / "[D_DATA]照片")
     Image.open(folder / "00000.png").convert("L").crop((0, 0, 24, 17)).save(folder / "00000.png")
+    Image.fromarray(np.full((20, 20), 30_000, dtype=np.uint16)).save(folder / "00001.png")
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(folder / "test_00002.png")
     return folder
+
+
+def test_pictures_become_8_bit_and_opaque(photos):
+    images = train_unconditional.Images(train_unconditional.parse_options(["--data", str(photos), "--image-size", "16"]))
+    assert [path.name for path in images.files][-2:] == ["00005.png", "test_00002.png"] and len(images) == 7
+    assert images[0].shape == (3, 16, 16) and images[0].dtype == torch.uint8
+    assert images[1].unique().tolist() == [117]                 # 30,000 ÷ 257
+    assert images[6].unique().tolist() == [255]                 # 藏着的红色不见了
+
+
+def test_other_photos_are_refused(photos, tmp_path, capsys):
+    options = [*TINY, "--data", photos, "--output", tmp_path / "output"]
+    assert run_here(*options, "--steps", 1) == 0
+    Image.new("RGB", (20, 20)).save(photos / "00003.png")       # 张数没有变
+    assert run_here(*options, "--steps", 2) == 2
+    assert "images 是 7 张（校验值" in capsys.readouterr().err
+
+
+def test_huge_photo_is_named(photos, tmp_path, capsys):
+    Image.new("1", (14_200, 14_200)).save(photos / "00004.png")
+    assert run_here(*TINY, "--data", photos, "--output", tmp_path / "output") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("错误：图像") and "00004.png 太大" in error
+    assert not (tmp_path / "output").exists()
 
 
 def test_own_photos(photos, tmp_path):
@@ -241,6 +266,6 @@ def test_bad_options_leave_nothing_behind(options, message, tmp_path, monkeypatc
 
 
 def test_output_that_is_a_file(tmp_path, capsys):
-    (tmp_path / "output").write_text("别的东西")
+    (tmp_path / "output").write_text("别的东西", encoding="utf-8")
     assert run_here(*TINY, "--output", tmp_path / "output") == 2
-    assert "却是一个文件" in capsys.readouterr().err and (tmp_path / "output").read_text() == "别的东西"
+    assert "却是一个文件" in capsys.readouterr().err and (tmp_path / "output").read_text(encoding="utf-8") == "别的东西"

@@ -18,6 +18,7 @@ from support.outputs import SANITIZE, compare_cells
 from support.paths import ROOT
 
 SOURCES = notebooks.chapter_sources()
+BINDER_MIB = 1.8 * 1024
 QUICKEST = "02-hugging-face"         # 交给 nbval 的那一章，执行得最快
 
 
@@ -30,6 +31,14 @@ def test_outputs_are_reproduced(source):
     assert [cell.source for cell in cells] == [cell.source for cell in result.cells], "请运行 make notebooks"
     problems = compare_cells(cells, result.cells)
     assert not problems, "输出与提交的笔记本不同；若是有意的改动，请运行 make notebooks：\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("source", executed.code_sources(), ids=lambda path: path.stem)
+def test_chapter_fits_into_binder(source):
+    """Binder 大约给 2 GB；章里起的训练脚本与内核一同计算在内。"""
+    result = executed.current_result(source)
+    assert result is not None, f"{source.stem} 还没有执行，或者结果已经过时：请先运行 make book"
+    assert result.metadata["peak_mib"] <= BINDER_MIB
 
 
 def run_nbval(folder: Path, names: list[str]) -> subprocess.CompletedProcess:

@@ -1,24 +1,26 @@
 """book_utils 的单元测试：好的输入给出对的结果，坏的输入给出说得清的中文错误，且不留下半成品。"""
 
+import contextlib
 import gzip
 import hashlib
 import re
 import shutil
 
-import book_utils
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torchvision
-from book_utils import Slider, corrupt, fit, frechet_distance, grid_image, load_weights, mnist_root, resolve
-from book_utils.data import MNIST_MD5
-from book_utils.models import MODELS_ROOT
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import book_utils
+from book_utils import Slider, corrupt, fit, frechet_distance, grid_image, load_weights, mnist_root, resolve
+from book_utils.data import MNIST_MD5
+from book_utils.metrics import FamilyJudge
+from book_utils.models import MODELS_ROOT
 
 # —— 设备与种子 ——
 
@@ -46,21 +48,36 @@ def test_corrupt_follows_the_formula():
     assert result.min() >= 0 and result.max() <= 1
 
 
-@pytest.mark.parametrize("amount", [[-0.1, 0.5], [0.5, 1.1], [float("nan"), 0.5]])
+@pytest.mark.parametrize("amount", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)])
+def test_corrupt_takes_one_amount_for_the_whole_batch(amount):
+    x = torch.rand(3, 1, 8, 8)
+    result, expected = (
+        corrupt(x, a, torch.Generator().manual_seed(5)) for a in (amount, torch.full((3,), 0.5))
+    )
+    assert result.dtype == x.dtype and torch.equal(result, expected)
+    assert torch.equal(corrupt(x, 0), x)
+
+
+@pytest.mark.parametrize("amount", [-0.1, 2, float("nan"), [-0.1, 0.5], [0.5, 1.1], [float("nan"), 0.5]])
 def test_corrupt_rejects_amount_out_of_range(amount):
     with pytest.raises(ValueError, match="amount 应在 0 到 1 之间"):
-        corrupt(torch.rand(2, 1, 28, 28), torch.tensor(amount))
+        corrupt(torch.rand(2, 1, 28, 28), torch.tensor(amount) if isinstance(amount, list) else amount)
 
 
-@pytest.mark.parametrize("amount", [torch.tensor(0.5), torch.rand(3), torch.rand(2, 1)])
-def test_corrupt_rejects_amount_of_wrong_shape(amount):
+@pytest.mark.parametrize("amount", [torch.rand(3), torch.rand(2, 1), torch.rand(1), [0.1, 0.2], "0.5", None])
+def test_corrupt_rejects_amount_of_wrong_shape_or_kind(amount):
     with pytest.raises(ValueError, match=r"形状为 \(2,\)"):
         corrupt(torch.rand(2, 1, 28, 28), amount)
 
 
-def test_corrupt_rejects_images_of_wrong_shape():
-    with pytest.raises(ValueError, match=re.escape("收到的是 (28, 28)")):
-        corrupt(torch.rand(28, 28), torch.rand(28))
+@pytest.mark.parametrize("x, said", [
+    (torch.rand(28, 28), "torch.float32 张量 (28, 28)"),
+    (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "torch.uint8 张量"),
+    (None, "None"),
+])
+def test_corrupt_rejects_images_of_wrong_shape_or_kind(x, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        corrupt(x, 0.5)
 
 
 # —— 最小 UNet ——
@@ -168,7 +185,7 @@ def one_model(tmp_path):
 def test_embedded_models_are_intact(name):
     folder = MODELS_ROOT / name
     assert resolve(name) == str(folder)
-    listed = {line.split(maxsplit=1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    listed = {line.split(maxsplit=1)[1] for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()}
     weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     assert weights and weights <= listed
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
@@ -177,8 +194,8 @@ def test_embedded_models_are_intact(name):
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_model_cards_agree_with_the_files(name):
     folder = MODELS_ROOT / name
-    card = (folder / "README.md").read_text()
-    assert (folder / "SHA256SUMS").read_text().strip() in card
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / "SHA256SUMS").read_text(encoding="utf-8").strip() in card
     for heading in ("数据：", "配方：", "训练：", "## 测量"):
         assert heading in card
 
@@ -300,8 +317,9 @@ def test_micro_batches_accumulate_to_the_same_gradient():
 def test_checkpoint_of_another_network(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     train_line(checkpoint=checkpoint, checkpoint_every=1, max_steps=2)
-    with pytest.raises(ValueError, match="不属于这次训练"):
-        fit(nn.Linear(2, 2), (torch.rand(4, 2),), line_loss, n_epochs=1, checkpoint=checkpoint)
+    x = torch.linspace(-1, 1, 100).view(-1, 1)
+    with pytest.raises(ValueError, match="不属于这次训练（网络不同）"):
+        fit(nn.Linear(1, 1), (x,), line_loss, n_epochs=20, batch_size=16, lr=0.05, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("bad", [{"n_epochs": 0}, {"lr": 0.0}, {"ema_decay": 1.0}])
@@ -335,6 +353,47 @@ def test_frechet_distance_rejects_wrong_shape():
         frechet_distance(torch.rand(5, 3), torch.rand(5, 4))
 
 
+BROKEN = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("bad", BROKEN)
+def test_frechet_distance_refuses_broken_features(bad):
+    """一个坏数就让 max(0.0, nan) 得出满分 0，所以要拒绝；坏在哪一组都一样。"""
+    good, broken = torch.rand(10, 3), torch.rand(10, 3)
+    broken[4, 1] = bad
+    for a, b in ((good, broken), (broken, good), (broken, broken)):
+        with pytest.raises(ValueError, match="NaN 或无穷"):
+            frechet_distance(a, b)
+
+
+def test_frechet_distance_never_hides_an_overflow():
+    huge = torch.full((10, 2), 1e200, dtype=torch.float64) * torch.rand(10, 2, dtype=torch.float64)
+    with contextlib.suppress(RuntimeError):             # 求特征值时报错也可以
+        assert not np.isfinite(frechet_distance(huge, torch.rand(10, 2)))
+
+
+@pytest.mark.parametrize("judge, shape", [
+    (book_utils.digit_classifier, (2, 1, 28, 28)),
+    (book_utils.butterfly_judge, (2, 3, 32, 32)),
+    (lambda: FamilyJudge().eval(), (2, 3, 32, 32)),
+], ids=["数字分类器", "蝴蝶裁判", "家族裁判"])
+@pytest.mark.parametrize("bad", BROKEN)
+def test_judges_refuse_broken_images(judge, shape, bad):
+    images = torch.rand(shape)
+    judge = judge()
+    judge(images)
+    images[1, 0, 3, 3] = bad
+    for ask in (judge, getattr(judge, "features", judge), getattr(judge, "describe", judge)):
+        with pytest.raises(ValueError, match="1 个是 NaN 或无穷"):
+            ask(images)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (2, 3, 28, 28), (2, 1, 32, 32)])
+def test_classifier_rejects_wrong_shape(shape):
+    with pytest.raises(ValueError, match=re.escape(f"收到的是 {shape}")):
+        book_utils.digit_classifier()(torch.rand(shape))
+
+
 def test_classifier_knows_digits_and_rejects_the_rest():
     classifier = book_utils.digit_classifier()
     images, labels = book_utils.mnist_tensors(train=False)
@@ -357,6 +416,54 @@ def test_grid_image_is_black_on_white():
 def test_grid_image_keeps_all_three_channels():
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert grid_image(red).getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_grid_image_puts_every_image_in_its_place():
+    """两行三张，每张左右、上下都不对称：第几张、往哪边，错一处就不等。"""
+    images = torch.zeros(6, 1, 2, 3)
+    for index, image in enumerate(images):
+        image[0] = torch.tensor([[1, 0.5, 0], [0, 0, 1]]) * (index + 1) / 6
+    pixels = np.asarray(grid_image(images, nrow=3)).astype(float)
+    assert pixels.shape == (2 * 4 + 2, 3 * 5 + 2)           # 每张四周留两个像素的白边
+    for index, image in enumerate(images):
+        top, left = 2 + index // 3 * 4, 2 + index % 3 * 5
+        drawn = 1 - pixels[top : top + 2, left : left + 3] / 255
+        np.testing.assert_allclose(drawn, image[0].numpy(), atol=0.5 / 255 + 1e-6)
+
+
+def test_show_rows_keeps_the_order_of_rows():
+    figure = book_utils.show_rows({"白": torch.zeros(2, 1, 4, 4), "黑": torch.ones(2, 1, 4, 4)}, nrow=2)
+    tops = {text.get_text(): text.get_position()[1] for text in figure.texts}
+    assert tops["白"] > tops["黑"]
+    upper, lower = sorted(figure.axes, key=lambda axis: -axis.get_position().y0)
+    assert np.asarray(upper.images[0].get_array()).min() == 255 and np.asarray(lower.images[0].get_array()).min() == 0
+    plt.close(figure)
+
+
+def test_plot_losses_draws_the_numbers_it_is_given():
+    losses = {"一": [3.0, 1.0, 2.0, 6.0], "二": [0.0, 4.0]}
+    figure = book_utils.plot_losses(losses, window=2)
+    drawn = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert drawn == [
+        [[0, 3], [1, 1], [2, 2], [3, 6]], [[1, 2], [2, 1.5], [3, 4]],      # 逐步，滑动平均
+        [[0, 0], [1, 4]], [[1, 2]],
+    ]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["一", "二"]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"nrow": 0}, "nrow 与 scale"), ({"scale": 0}, "nrow 与 scale"), ({"value_range": (1, 0)}, "低小于高"),
+])
+def test_grid_image_rejects_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        grid_image(torch.rand(1, 1, 4, 4), **options)
+
+
+@pytest.mark.parametrize("bad", BROKEN)
+def test_grid_image_refuses_broken_images(bad):
+    with pytest.raises(ValueError, match="NaN 或无穷"):
+        grid_image(torch.full((1, 1, 4, 4), bad))
 
 
 def test_grid_image_clips_to_the_range():

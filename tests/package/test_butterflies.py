@@ -8,8 +8,18 @@ import torch
 from datasets import load_dataset
 
 import book_utils
-from book_utils import Butterfly, ButterflyJudge, caption, random_butterflies, render_butterfly
-from book_utils.worlds.butterflies import BACKGROUNDS, CAPTIONS, CHOICES, HELD_OUT, PATTERNS, POSITIONS, SIZES, WING_COLORS
+from book_utils import Butterfly, ButterflyJudge, attribute_labels, caption, random_butterflies, render_butterfly
+from book_utils.metrics import has_label
+from book_utils.worlds.butterflies import (
+    BACKGROUNDS,
+    CAPTIONS,
+    CHOICES,
+    HELD_OUT,
+    PATTERNS,
+    POSITIONS,
+    SIZES,
+    WING_COLORS,
+)
 
 
 def test_same_seed_same_pixels():
@@ -188,3 +198,11 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         book_utils.export_imagefolder(book_utils.butterfly_dataset(2, image_size=32), tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_has_label_finds_rows_by_the_names_of_attribute_and_value():
+    labels = attribute_labels([Butterfly("red", size="large"), Butterfly("blue", size="small"), Butterfly("blue", size="large")])
+    assert has_label(labels, "size", "large").tolist() == [True, False, True]
+    assert has_label(labels, "wing_color", "blue").tolist() == [False, True, True]
+    with pytest.raises(ValueError):
+        has_label(labels, "size", "huge")

@@ -5,6 +5,7 @@
 
 import numpy as np
 import pytest
+
 from book_utils import Butterfly, caption, random_caption
 from book_utils.worlds.butterflies import BACKGROUNDS, PATTERNS, POSITIONS, SIZES, WING_COLORS
 

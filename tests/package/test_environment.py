@@ -15,10 +15,11 @@ import types
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
+from wcwidth import wcswidth
+
 from book_utils import environment
 from book_utils.environment import FAILING, STATES, Check
-from wcwidth import wcswidth
-from support.paths import ROOT
 
 PINS = environment.chapter_pins()
 HEALTHY_TORCH = {"torch": PINS["torch"], "torchvision": PINS["torchvision"], "cuda": "13.0", "mps": False, "gpus": []}

@@ -6,12 +6,13 @@ import random
 import threading
 import time
 
-import book_utils
 import torch
-from book_utils.training import load_state, written_whole
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
+
+import book_utils
+from book_utils.training import load_state, written_whole
 
 N_KILLS = 10
 
@@ -34,7 +35,7 @@ def train(folder):
     )
     save_file(model.state_dict(), folder / "model.safetensors")
     with written_whole(folder / "losses.json") as partial:
-        partial.write_text(json.dumps(history.losses))
+        partial.write_text(json.dumps(history.losses), encoding="utf-8")
 
 
 def test_killed_ten_times_ends_the_same(tmp_path):
@@ -60,7 +61,7 @@ def test_killed_ten_times_ends_the_same(tmp_path):
         return process.exitcode
 
     def assert_the_same():
-        assert json.loads((killed / "losses.json").read_text()) == json.loads((undisturbed / "losses.json").read_text())
+        assert json.loads((killed / "losses.json").read_text(encoding="utf-8")) == json.loads((undisturbed / "losses.json").read_text(encoding="utf-8"))
         ours, theirs = load_file(killed / "model.safetensors"), load_file(undisturbed / "model.safetensors")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
+
 from book_utils import checksums, environment, mnist_root
 from book_utils.checksums import MNIST_MD5, unpack_folder
-from support.paths import ROOT
 
 # 超级用户什么都写得了：放下这两项特权，才和普通用户一样受文件权限的约束
 DROP = "-dac_override,-dac_read_search"

@@ -7,10 +7,11 @@
 
 import ipywidgets
 import pytest
-from book_utils import Slider
 from IPython.core.formatters import DisplayFormatter
 from IPython.display import display
 from PIL import Image
+
+from book_utils import Slider
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 

@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from book_utils.checksums import verify_model
 from support.paths import ROOT
+
+from book_utils.checksums import verify_model
 
 MODEL = "models/mnist-ddpm"
 COPIED = [
@@ -45,7 +46,7 @@ def test_clone_with_crlf_is_byte_for_byte_the_same(tmp_path):
 
 def test_without_the_attributes_it_would_not_be(tmp_path):
     """没有 .gitattributes 时真的会坏：上一项测试不是白做；报错也说得出缘故。"""
-    copy, names = clone(tmp_path, attributes=False)
+    copy, _ = clone(tmp_path, attributes=False)
     assert b"\r\n" in (copy / "tools/setup.sh").read_bytes()
     with pytest.raises(ValueError, match="CRLF.*core.autocrlf false.*git checkout -- " + MODEL):
         verify_model(copy / MODEL)

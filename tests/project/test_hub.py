@@ -237,7 +237,7 @@ def test_chapter_uploads_the_pipeline_and_gets_the_same_images(round_trip):
 
 
 def test_model_card_says_what_it_should(round_trip):
-    hub, result, _ = round_trip
+    hub, _, _ = round_trip
     metadata, text = card_of(hub.repos[REPO])
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "diffusers"
     assert metadata["pipeline_tag"] == "unconditional-image-generation"

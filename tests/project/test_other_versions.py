@@ -7,9 +7,10 @@ import textwrap
 import nbformat
 import other_versions
 import pytest
+from support.paths import ROOT
+
 from book_utils import environment
 from book_utils.environment import release
-from support.paths import ROOT
 
 PINS = {name.lower().replace("_", "-"): version for name, version in environment.chapter_pins().items()}
 

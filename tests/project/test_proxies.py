@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from book_utils import environment
 from support.hub_server import USER, WRITE_TOKEN, Hub
 from support.paths import ROOT
 from support.socks_server import SocksProxy
+
+from book_utils import environment
 
 # 同一个进程里：自检怎么说，resolve 怎么做，huggingface_hub 自己又怎样
 CODE = """

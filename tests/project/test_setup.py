@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import repair_venv
-from book_utils.environment import OLDEST_PYTHON
 from packaging.specifiers import SpecifierSet
 from support.paths import ROOT
 
+from book_utils.environment import OLDEST_PYTHON
 
 
 @pytest.fixture

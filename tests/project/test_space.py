@@ -1,45 +1,30 @@
 """第 2.1 节的演示程序：在断网的子进程里真的运行起来，只听回环地址，由它的接口和网页都能得到图像。"""
 
-import io
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
-from book_utils import resolve
+from diffusers import DDIMPipeline, DDIMScheduler
 from support.browser import chromium
 from support.paths import ROOT
-from diffusers import DDIMPipeline, DDIMScheduler
-from PIL import Image
+from support.spaces import INSTALLED, call, environment, listening_addresses, picture, running
+
+from book_utils import resolve
 
 SPACE = ROOT / "spaces" / "mnist-ddpm"
 PACKAGES = ROOT / "spaces" / "packages.txt"
-INSTALLED = Path(sys.prefix) / "space-packages"         # 由 tools/setup.sh 安装
-OFFLINE = ROOT / "tests/support/offline"
-START_SECONDS = 300                                     # 机器很忙时，光导入就要一分多钟
 
 
 def pins(path: Path) -> dict[str, str]:
     lines = path.read_text("utf-8").splitlines()
     found = [re.match(r"([\w.-]+)==([^\s;]+)", line) for line in lines]
     return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """断网，模块先从演示程序的包里找，再从本书的环境里找。"""
-    dropped = ("GRADIO_", "HF_", "MODEL_ID", "SPACE_")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    return clean | {"PYTHONPATH": f"{OFFLINE}{os.pathsep}{INSTALLED}", "OMP_NUM_THREADS": "1"} | extra
 
 
 # —— 装得齐不齐，写得对不对 ——
@@ -65,7 +50,7 @@ print(json.dumps(problems))
 """
     names = [name for name in pins(PACKAGES) if (name != "audioop-lts" or sys.version_info >= (3, 13))]
     result = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(names)], env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, json.dumps(names)], env=environment(), capture_output=True, encoding="utf-8", check=True
     )
     assert json.loads(result.stdout) == []
 
@@ -90,48 +75,14 @@ def test_app_is_shown_in_the_chapter():
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     """在回环地址的空闲端口上运行 app.py，给出 (网址, 进程, 日志)。"""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("space")
-    log = folder / "log.txt"
-    settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "images"), "HF_HOME": str(folder)}
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, SPACE / "app.py"], cwd=folder, env=environment(**settings),
-            stdout=file, stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if httpx.get(url, trust_env=False, timeout=30).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"演示程序没有运行起来：\n{log.read_text('utf-8')[-3000:]}")
-        yield url, process, log
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with running(SPACE, tmp_path_factory.mktemp("space")) as started:
+        yield started
 
 
 def ask(url: str, seed: int, steps: int) -> np.ndarray:
-    """经由 Gradio 的接口要一张图：先交参数、得到编号，再凭编号取结果。"""
-    with httpx.Client(base_url=url, trust_env=False, timeout=120) as client:
-        event = client.post("gradio_api/call/draw", json={"data": [seed, steps]}).raise_for_status().json()["event_id"]
-        answer = client.get(f"gradio_api/call/draw/{event}").raise_for_status().text
-        assert "event: complete" in answer, answer
-        picture = json.loads(re.findall(r"^data: (.*)$", answer, re.M)[-1])[0]
-        assert picture["url"].startswith(url)
-        content = client.get(picture["url"]).raise_for_status().content
-    image = Image.open(io.BytesIO(content))
-    assert image.format == "PNG" and image.size == (4 * 112, 2 * 112)
+    """经由 Gradio 的接口要一张图。"""
+    image = picture(url, seed, steps)
+    assert image.size == (4 * 112, 2 * 112)
     return np.asarray(image.convert("L"))
 
 
@@ -154,19 +105,15 @@ def test_answers_depend_on_the_seed_only(space):
 
 
 def test_bad_values_are_refused(space):
-    with pytest.raises(AssertionError, match="event: error"):
-        ask(space[0], seed=0, steps=10_000)             # 超出滑块的范围，不能让人一次要它走一万步
+    kind, _ = call(space[0], 0, 10_000)                 # 超出滑块的范围，不能让人一次要它走一万步
+    assert kind == "error"
 
 
 def test_listens_on_loopback_only(space):
-    _, process, _ = space
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    addresses = {
-        connection.laddr for member in family for connection in member.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert {address.ip for address in addresses} == {"127.0.0.1"}
-    assert str(next(iter(addresses)).port) in space[0]
+    url, process, _ = space
+    addresses = listening_addresses(process)
+    assert {ip for ip, _ in addresses} == {"127.0.0.1"}
+    assert any(f":{port}/" in url for _, port in addresses)
 
 
 def test_page_works_without_leaving_the_machine(space):

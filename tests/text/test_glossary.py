@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,7 +16,9 @@ WITHOUT_CHINESE = {"UNet", "DiT", "DreamBooth", "ControlNet", "Stable Diffusion"
 # 别处的译法，全书不用；引号里是在说这个词本身
 OTHER_NAMES = ["隐空间", "潜在空间", "隐变量", "潜在变量", "潜在扩散", "隐扩散", "得分函数", "噪声调度", "噪声表", "祖先抽样",
                "跳跃链接", "无分类引导", "负向提示", "反向提示词", "交叉关注", "自关注", "证据下界", "文字编码器", "标识符",
-               "前向过程", "损坏过程", "加噪过程"]
+               "前向过程", "损坏过程", "加噪过程", "噪声日程", "噪声安排", "排程器"]
+# 从模型里得到样本叫采样；统计的意思才叫抽样：抽样误差、抽样本，“……是抽样”说的是量出来的数
+STATISTICAL = re.compile(r"(?<!是)抽样(?!误差|本|检验)")
 
 
 @dataclass
@@ -134,6 +135,7 @@ def test_term_roles_are_not_inside_stars(path):
 def test_terms_have_one_translation(path):
     text = re.sub(r"“[^”]*”", "", "\n".join(prose_lines(path.read_text("utf-8"))))
     assert [word for word in OTHER_NAMES if word in text] == []
+    assert [text[max(0, m.start() - 10): m.end() + 10] for m in STATISTICAL.finditer(text)] == [], "从模型里得到样本叫采样"
 
 
 # —— 符号表 ——

@@ -89,7 +89,10 @@ def test_symbols_occur_where_the_table_says():
         used = set().union(*(used_in(SECTIONS[place]) for place in written))
         if written:
             wrong += [f"{symbol} 不在 {'、'.join(written)}" for symbol in row.symbols if symbol not in used]
-        wrong += [f"{row.symbols} 指的 {p} 里一个也没有" for p in written if row.symbols and not set(row.symbols) & set(used_in(SECTIONS[p]))]
+        wrong += [
+            f"{row.symbols} 指的 {p} 里一个也没有"
+            for p in written if row.symbols and not set(row.symbols) & set(used_in(SECTIONS[p]))
+        ]
     assert wrong == []
 
 

@@ -121,6 +121,9 @@ def test_comparison_ignores_only_docstrings_and_guards():
 
 
 def test_prose_is_told_from_code():
-    text = "---\nk: v\n---\n# 题\n(label)=\n```{code-cell}\nx,y\n```\n````{tip} 标题\n:class: x\n正文\n```python\ncode\n```\n````\n$$\na\n$$\n尾"
+    text = (
+        "---\nk: v\n---\n# 题\n(label)=\n```{code-cell}\nx,y\n```\n"
+        "````{tip} 标题\n:class: x\n正文\n```python\ncode\n```\n````\n$$\na\n$$\n尾"
+    )
     assert [line for line in prose_lines(text) if line] == ["# 题", "标题", "正文", "尾"]
     assert len(prose_lines(text)) == len(text.split("\n"))

@@ -2,9 +2,9 @@
 
 import re
 import unicodedata
-from pathlib import Path
 
 import pytest
+import yaml
 from pybtex.database import Entry, parse_file
 from pybtex.richtext import Text
 from support.paths import ROOT
@@ -20,6 +20,7 @@ CITED = {
 VENUES = ("journal", "booktitle", "publisher", "institution", "school", "howpublished", "eprint")
 LATER_ON_ARXIV = {"ho2021classifier"}       # 先在研讨会上发表，第二年才放到 arXiv
 SHORT_NAMES = {"bfl": "blackforestlabs"}
+ARXIV_TITLES = yaml.safe_load((ROOT / "tests/text/arxiv_titles.yml").read_text("utf-8"))
 
 
 def plain(text: str) -> str:
@@ -76,6 +77,15 @@ def identifiers_are_well_formed(key):
         assert submitted <= int(fields["year"]) or key in LATER_ON_ARXIV, f"arXiv 编号 {number} 是 {submitted} 年的，比发表还晚"
 
 
+def arxiv_number_belongs_to_this_title(key):
+    entry = ENTRIES[key]
+    number = arxiv_number(entry)
+    if number:
+        assert number in ARXIV_TITLES, f"arXiv 编号 {number} 不在 tests/text/arxiv_titles.yml 里"
+        recorded = ARXIV_TITLES[number]
+        assert plain(entry.fields["title"]) == plain(recorded), f"arXiv:{number} 是《{recorded}》"
+
+
 def key_is_author_year_word(key):
     """键是作者的姓或机构名、年份、题目里的词，全小写。"""
     entry = ENTRIES[key]
@@ -91,7 +101,10 @@ def entry_is_cited(key):
     assert key in CITED, f"没有一页引用 {key}"
 
 
-CHECKS = [entry_is_complete, authors_are_named, identifiers_are_well_formed, key_is_author_year_word, entry_is_cited]
+CHECKS = [
+    entry_is_complete, authors_are_named, identifiers_are_well_formed, arxiv_number_belongs_to_this_title,
+    key_is_author_year_word, entry_is_cited,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -118,6 +131,11 @@ def test_no_duplicates(value):
         if found:
             assert found not in seen, f"{key} 与 {seen[found]} 的 {value} 相同"
             seen[found] = key
+
+
+def test_recorded_arxiv_numbers_are_used():
+    assert sorted(set(ARXIV_TITLES) - {arxiv_number(entry) for entry in ENTRIES.values()}) == []
+    assert len(set(map(plain, ARXIV_TITLES.values()))) == len(ARXIV_TITLES) > 100
 
 
 def test_citations_exist():

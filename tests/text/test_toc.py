@@ -1,6 +1,7 @@
 """目录：tests/text/toc.yml 记下的部分、章、节一个不少、次序不变，每一节都有内容。"""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
