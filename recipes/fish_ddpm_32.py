@@ -28,10 +28,10 @@ DATA = "鱼的世界 32×32：200 条大的、在中央的鱼（seed=50）"
 PRECISION = "与 butterflies-ddpm-32 的权重之差，8 位浮点，safetensors；用 `book_utils.add_difference` 加回去"
 
 N_IMAGES, N_FEW = 200, 20
-BATCH_SIZE = 10
-N_STEPS = 400
-STOPS = (0, 20, 40, 80, 160, 280, 400)              # 停下来画图的步数；都是 CHECKPOINT_EVERY 的倍数
-CHECKPOINT_EVERY = 20
+BATCH_SIZE = 20
+N_STEPS = 2000
+STOPS = (0, 50, 100, 200, 500, 1000, 2000)          # 停下来画图的步数；都是 CHECKPOINT_EVERY 的倍数
+CHECKPOINT_EVERY = 50
 N_COURSE, COURSE_STEPS = 60, 10                     # 每次停下来画多少张，各走多少步
 N_FINAL_STEPS = 20
 
@@ -65,7 +65,7 @@ def finetune(n_images: int, checkpoint: Path, device: str, max_steps: int | None
         if stop:
             history = fit(
                 unet, (training_images(n_images),), batch_loss, n_epochs=N_STEPS * BATCH_SIZE // n_images,
-                batch_size=BATCH_SIZE, lr=5e-4, lr_decay=True, ema_decay=0.99, device=device,
+                batch_size=BATCH_SIZE, lr=5e-4, lr_decay=True, ema_decay=0.995, device=device,
                 checkpoint=checkpoint, checkpoint_every=CHECKPOINT_EVERY, max_steps=stop,
             )
         drawn = checkpoint.with_name(f"{checkpoint.stem}-{stop}.safetensors")       # 画过的不必再画

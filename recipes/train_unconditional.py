@@ -4,6 +4,7 @@
 
     python recipes/train_unconditional.py --data 我的照片
     accelerate launch recipes/train_unconditional.py --data 我的照片
+    python recipes/train_unconditional.py --data 我的照片 --pretrained butterflies-ddpm-32      从现成的管线开始微调（第 5.5.2 节）
 
 随时可以中断，再运行同样的命令就接着训练。结果在 --output 里：
 pipeline/ 是 DDPMPipeline，samples/ 是途中的样图，log.jsonl 是每一步的记录，checkpoint.safetensors 是断点。
@@ -15,13 +16,15 @@ import math
 import os
 import sys
 import time
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from common import ROOT
+from common import MODELS_ROOT, ROOT
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
@@ -29,26 +32,36 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from book_utils import butterfly_dataset, grid_image, set_seed
-from book_utils.training import load_optimizer, load_state, optimizer_tensors, save_state, written_whole
+from book_utils import butterfly_images, grid_image, image_files, open_rgb, resolve, set_seed
+from book_utils.training import (
+    check_settings,
+    load_optimizer,
+    load_state,
+    optimizer_tensors,
+    save_state,
+    written_whole,
+)
 
 # 这些选项决定训练的结果，续训时必须与断点一致；进程数、累加份数、精度则可以换
 SETTINGS = (
-    "n_images", "image_size", "channels", "layers", "batch_size", "lr", "warmup", "ema_decay",
+    "images", "pretrained", "image_size", "channels", "layers", "batch_size", "lr", "warmup", "ema_decay",
     "max_grad_norm", "flip", "seed",
 )
+# 从头训练时网络的默认大小；从现成的管线开始时，由管线决定
+ARCHITECTURE = {"image_size": 64, "channels": [64, 128, 128, 256], "layers": 2}
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False)
     parser.add_argument("-h", "--help", action="help", help="显示这份说明")
     add = parser.add_argument
-    add("--data", type=Path, help="图像文件夹（imagefolder 的布局）；不给则用蝴蝶世界")
+    add("--data", type=Path, help="图像文件夹，子文件夹里的也算；不给则用蝴蝶世界")
     add("--n-butterflies", type=int, default=1000, help="用蝴蝶世界时画多少张，默认 %(default)s")
     add("--output", type=Path, default=ROOT / ".work" / "unconditional", help="结果写到哪个文件夹，默认 %(default)s")
-    add("--image-size", type=int, default=64, help="图像边长，像素；每张先裁成正方形，默认 %(default)s")
-    add("--channels", type=int, nargs="+", default=[64, 128, 128, 256], help="UNet 各级的通道数，默认 %(default)s")
-    add("--layers", type=int, default=2, help="UNet 每级几个残差块，默认 %(default)s")
+    add("--pretrained", help="从哪个管线开始微调：随书模型的名字、一个文件夹，或 Hub 上的编号；不给则从头训练")
+    add("--image-size", type=int, help=f"图像边长，像素；每张先裁成正方形，默认 {ARCHITECTURE['image_size']}")
+    add("--channels", type=int, nargs="+", help=f"UNet 各级的通道数，默认 {ARCHITECTURE['channels']}")
+    add("--layers", type=int, help=f"UNet 每级几个残差块，默认 {ARCHITECTURE['layers']}")
     add("--steps", type=int, default=1563, help="总步数，默认 %(default)s，即 1000 张、批大小 32 时的 50 轮")
     add("--batch-size", type=int, default=32, help="每更新一次权重用多少张图，所有进程合计，默认 %(default)s")
     add("--accumulation", type=int, default=1, help="每批分几份累加梯度，显存不够时调大，默认 %(default)s")
@@ -65,11 +78,19 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="随机种子，默认 %(default)s")
     add("--cpu", action="store_true", help="有 GPU 也只用 CPU")
     add("--rendezvous", help="几个 CPU 进程在哪里碰头，如 file:///路径；默认用启动器给的端口")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.given = [name for name in ARCHITECTURE if getattr(options, name) is not None]
+    for name, default in ARCHITECTURE.items():
+        if name not in options.given:
+            setattr(options, name, default)
+    return options
 
 
 def check_options(options: argparse.Namespace) -> None:
     """选项不对就抛出 ValueError；这时还什么都没有写。"""
+    if options.pretrained is not None and options.given:
+        names = "、".join(f"--{name.replace('_', '-')}" for name in options.given)
+        raise ValueError(f"网络与边长由 --pretrained 的管线决定，不能再给 {names}。")
     at_least_one = (
         "n_butterflies", "layers", "steps", "batch_size", "accumulation", "checkpoint_every", "sample_every",
     )
@@ -95,39 +116,31 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 class Images(Dataset):
-    """数据集里的图像，裁成正方形、缩放，成为 uint8 张量 (3, image_size, image_size)。"""
+    """训练图像，裁成正方形、缩放，成为 uint8 张量 (3, image_size, image_size)。"""
 
     def __init__(self, options: argparse.Namespace):
-        self.size = options.image_size
-        if options.data is None:
-            # 与配方 butterflies_ddpm_32.py 一样：大的、在中央的蝴蝶
-            self.rows = butterfly_dataset(
+        self.size, self.folder = options.image_size, options.data
+        self.files = None if options.data is None else image_files(options.data)
+        if self.files is None:      # 与配方 butterflies_ddpm_32.py 一样：大的、在中央的蝴蝶
+            self.drawn, _ = butterfly_images(
                 options.n_butterflies, options.image_size, seed=1, size="large", position="center"
             )
-            return
-        suffixes = Image.registered_extensions()
-        if not options.data.is_dir():
-            raise ValueError(f"没有文件夹 {options.data}。请检查 --data。")
-        if not any(path.suffix.lower() in suffixes for path in options.data.rglob("*")):
-            raise ValueError(f"文件夹 {options.data} 里没有图像。")
-        import datasets
-
-        try:
-            self.rows = datasets.load_dataset("imagefolder", data_dir=str(options.data), split="train")
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"文件夹 {options.data} 不是 imagefolder 的布局：{error}") from error
-        self.paths = self.rows.cast_column("image", datasets.Image(decode=False))       # 报错时说得出文件名
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.drawn if self.files is None else self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        try:
-            image = self.rows[index]["image"].convert("RGB")
-        except OSError as error:
-            raise ValueError(f"图像 {self.paths[index]['image']['path']} 读不出来：{error}") from error
-        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)
+        if self.files is None:
+            return self.drawn[index]
+        image = ImageOps.fit(open_rgb(self.files[index]), (self.size, self.size), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def fingerprint(self) -> str:
+        """张数，以及各文件的名字与大小的校验值：换了数据，它就不同；文件夹挪个地方没有关系。"""
+        if self.files is None:
+            return f"蝴蝶世界的 {len(self)} 张"
+        names = "\n".join(f"{path.relative_to(self.folder)} {path.stat().st_size}" for path in self.files)
+        return f"{len(self)} 张（校验值 {zlib.crc32(names.encode()):08x}）"
 
 
 def build_model(options: argparse.Namespace) -> UNet2DModel:
@@ -143,6 +156,40 @@ def build_model(options: argparse.Namespace) -> UNet2DModel:
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * n_downs,
         norm_num_groups=math.gcd(32, *(channels // 2 for channels in options.channels)),     # 每组至少两个通道
     )
+
+
+def load_pretrained(name: str) -> tuple[UNet2DModel, DDPMScheduler]:
+    """载入要微调的管线，返回它的网络与 DDPM 调度器；载入不了，或不是本脚本能微调的，抛出 ValueError。"""
+    try:
+        embedded = name in {folder.name for folder in MODELS_ROOT.iterdir()}
+        pipeline = DDPMPipeline.from_pretrained(resolve(name) if embedded else name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"载入不了管线 {name!r}：{error}") from error
+    unet = pipeline.unet.config
+    if unet.in_channels != 3 or unet.out_channels != 3 or not isinstance(unet.sample_size, int) or unet.num_class_embeds:
+        raise ValueError(f"只会微调画正方形彩色图像、没有条件的管线，{name!r} 不是。")
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    if noise_scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"只会微调预测 epsilon 或 v_prediction 的管线，{name!r} 预测的是 {noise_scheduler.config.prediction_type}。"
+        )
+    return pipeline.unet, noise_scheduler
+
+
+def build(options: argparse.Namespace) -> tuple[UNet2DModel, DDPMScheduler]:
+    """要训练的网络与调度器；从现成的管线开始时，边长照它的，SETTINGS 里不再记网络的大小。"""
+    if options.pretrained is None:
+        return build_model(options), DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    unet, noise_scheduler = load_pretrained(options.pretrained)
+    options.image_size, options.channels, options.layers = unet.config.sample_size, None, None
+    return unet, noise_scheduler
+
+
+def target_of(noise_scheduler: DDPMScheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
+    """网络该预测什么，由调度器说了算：噪声，或速度（第 4.3.4 节）。"""
+    if noise_scheduler.config.prediction_type == "v_prediction":
+        return noise_scheduler.get_velocity(x0, noise, timesteps)
+    return noise
 
 
 # —— 随机数只由种子和步数决定：哪个进程、第几次运行来抽，都抽到同一批 ——
@@ -163,11 +210,13 @@ def batch_indices(options: argparse.Namespace, step: int) -> torch.Tensor:
     return torch.stack([epoch_order(n_images, options.seed, p // n_images)[p % n_images] for p in positions])
 
 
-def draw(options: argparse.Namespace, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(
+    options: argparse.Namespace, step: int, n_timesteps: int = 1000
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """第 step 步整批的（是否翻转，时间步，噪声），形状 (B,)、(B,)、(B, 3, H, W)。"""
     generator, size = seeded(options.seed, 1, step), options.image_size
     flips = (torch.rand(options.batch_size, generator=generator) < 0.5) & options.flip
-    timesteps = torch.randint(1000, (options.batch_size,), generator=generator)
+    timesteps = torch.randint(n_timesteps, (options.batch_size,), generator=generator)
     return flips, timesteps, torch.randn(options.batch_size, 3, size, size, generator=generator)
 
 
@@ -190,15 +239,7 @@ def load_checkpoint(options, accelerator, model, optimizer, ema) -> int:
     if not path.exists():
         return 0
     tensors, notes = load_state(path)
-    settings = notes.get("settings", {})
-    different = [
-        f"{name} 是 {settings.get(name)}，这次是 {getattr(options, name)}"
-        for name in SETTINGS if settings.get(name) != getattr(options, name)
-    ]
-    if different:
-        raise ValueError(
-            f"{options.output} 里是另一次训练的断点，它的 {'；'.join(different)}。请改回原来的选项，或换一个 --output。"
-        )
+    check_settings(path, notes.get("settings", {}), {name: getattr(options, name) for name in SETTINGS})
     accelerator.unwrap_model(model).load_state_dict(
         {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     )
@@ -213,10 +254,10 @@ def load_checkpoint(options, accelerator, model, optimizer, ema) -> int:
 
 def open_log(path: Path, n_lines: int):
     """打开日志续写，只留断点之前的 n_lines 行：断点之后走过的步会重走一遍。"""
-    lines = path.read_text().splitlines(keepends=True)[:n_lines] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:n_lines] if path.exists() else []
     with written_whole(path) as partial:
-        partial.write_text("".join(lines))
-    return open(path, "a", buffering=1)         # 每写一行就落到文件里
+        partial.write_text("".join(lines), encoding="utf-8")
+    return open(path, "a", buffering=1, encoding="utf-8")       # 每写一行就落到文件里
 
 
 def save_samples(path: Path, unet, noise_scheduler, seed: int) -> None:
@@ -249,15 +290,13 @@ def train(options: argparse.Namespace) -> None:
             f"--batch-size 应是进程数 × 累加份数 = {accelerator.num_processes} × {options.accumulation} "
             f"= {n_parts} 的倍数，收到的是 {options.batch_size}。"
         )
-    with accelerator.main_process_first():      # 主进程先建好数据集的缓存，其余进程直接用
-        images = Images(options)
-    options.n_images = len(images)
-
     set_seed(options.seed)                      # 各进程从同样的初始权重出发
-    model = build_model(options)
+    model, noise_scheduler = build(options)
+    n_timesteps = noise_scheduler.config.num_train_timesteps
+    images = Images(options)
+    options.n_images, options.images = len(images), images.fingerprint()
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.95, 0.999), weight_decay=1e-6)
     model, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
@@ -285,7 +324,7 @@ def train(options: argparse.Namespace) -> None:
         started = time.perf_counter()
         lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
         optimizer.param_groups[0]["lr"] = lr
-        flips, timesteps, noise = (values.to(accelerator.device) for values in draw(options, step))
+        flips, timesteps, noise = (values.to(accelerator.device) for values in draw(options, step, n_timesteps))
         loss = torch.zeros((), device=accelerator.device)
         for part in parts:
             x0 = next(batches).to(accelerator.device, non_blocking=True) / 127.5 - 1    # 0 … 255 → (−1, 1)
@@ -293,7 +332,7 @@ def train(options: argparse.Namespace) -> None:
             noisy = noise_scheduler.add_noise(x0, noise[part], timesteps[part])
             with accelerator.accumulate(model):                 # 最后一份之前不同步梯度、不更新权重
                 prediction = model(noisy, timesteps[part]).sample
-                part_loss = F.mse_loss(prediction, noise[part])
+                part_loss = F.mse_loss(prediction, target_of(noise_scheduler, x0, noise[part], timesteps[part]))
                 accelerator.backward(part_loss)                 # 它会先把损失除以累加的份数
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
@@ -331,6 +370,7 @@ def train(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
+    diffusers.utils.logging.disable_progress_bar()              # 只留训练自己的进度条
     try:
         train(options)
     except ValueError as error:

@@ -7,14 +7,18 @@
 
 import argparse
 import os
+import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jupytext
 import nbformat
+import psutil
 from execution import ROOT, execution_key
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -30,9 +34,7 @@ CELL_SECONDS = 600
 OFFLINE = ROOT / "tools" / "offline"
 
 
-# 执行完问一句内核：它自己与它起的进程（取最大的一个），内存最多时共占多少 KiB
-PEAK_MEMORY = """import resource as _resource
-print(sum(_resource.getrusage(who).ru_maxrss for who in (_resource.RUSAGE_SELF, _resource.RUSAGE_CHILDREN)))"""
+SAMPLE_SECONDS = 0.1        # 每隔这么久看一次内核占多少内存
 
 
 class BookError(Exception):
@@ -74,14 +76,47 @@ def kernel_environment() -> dict[str, str]:
     }
 
 
-def run_cells(notebook: NotebookNode, folder: Path, after_cell: Callable[[], object] = lambda: None) -> None:
-    """在 folder 里从头执行笔记本，就地填入输出；每执行完一格调用一次 after_cell。"""
+def private_mib(process: psutil.Process) -> float:
+    """进程与它的子进程私有的内存，MiB。映射进来的库不算：内存紧张时，系统可以把它们收回。"""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        status = Path(f"/proc/{one.pid}/status")
+        found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8")) if status.exists() else None
+        total += int(found[1]) if found else 0
+    return total / 1024
+
+
+@contextmanager
+def watched_memory(client: NotebookClient) -> Iterator[list[float]]:
+    """执行期间不断看内核占多少内存，最大的一次放进给出的列表；没有 /proc 的系统上是 0。"""
+    peak, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
+            if pid:
+                with suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+                    peak[0] = max(peak[0], private_mib(psutil.Process(pid)))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def run_cells(notebook: NotebookNode, folder: Path, after_cell: Callable[[], object] = lambda: None) -> float:
+    """在 folder 里从头执行笔记本，就地填入输出；每执行完一格调用一次 after_cell。返回内存峰值，MiB。"""
     client = NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False, store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
     )
     client.on_cell_executed = lambda **_: after_cell()
-    client.execute(env=kernel_environment())
+    with watched_memory(client) as peak:
+        client.execute(env=kernel_environment())
+    return peak[0]
 
 
 def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
@@ -98,14 +133,13 @@ def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
             "execution_key": execution_key(source, root),
         },
     )
-    notebook.cells.append(nbformat.v4.new_code_cell(PEAK_MEMORY))
     started = time.perf_counter()
     with tqdm(total=len(notebook.cells), desc=f"执行 {source.stem}", unit="格", position=position, leave=False) as progress:
         try:
-            run_cells(notebook, source.parent, progress.update)
+            peak = run_cells(notebook, source.parent, progress.update)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise BookError(f"{source.name}：执行出错，没有新的结果。\n{error}") from error
-    notebook.metadata["peak_mib"] = int(notebook.cells.pop().outputs[0].text) // 1024
+    notebook.metadata["peak_mib"] = round(peak)
     notebook.metadata["seconds"] = round(time.perf_counter() - started, 1)
     notebook.metadata["cores"] = len(os.sched_getaffinity(0))
 

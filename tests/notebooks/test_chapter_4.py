@@ -253,7 +253,8 @@ def test_everything_runs_at_another_image_size(reader):
     steps = {"n_steps = 100": "n_steps = 4"}
     # 跳过换成随书模型的那一格：用自己的网络，48 × 48
     upto = after.index(cell_with("def draw_trajectory("))
-    run(reader, "from book_utils.worlds.butterflies import PATTERNS, WING_COLORS", *after[1 : upto + 1], cell_with("judge = book_utils.butterfly_judge()"), **steps)
+    names = "from book_utils.worlds.butterflies import PATTERNS, WING_COLORS"
+    run(reader, names, *after[1 : upto + 1], cell_with("judge = book_utils.butterfly_judge()"), **steps)
     assert reader["trajectory"].shape == (5, 4, 3, 48, 48)
     # 用随书模型：它画 32 × 32 的
     run(reader, *after[: upto + 1], cell_with("judge = book_utils.butterfly_judge()"), **steps)

@@ -1,6 +1,7 @@
 """蝴蝶世界：画得对、可重复、说明与属性一致；数据集与导出；裁判的输入检查。"""
 
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -21,6 +22,15 @@ from book_utils.worlds.butterflies import (
     WING_COLORS,
 )
 
+# 种子 → 抽到的第二只。第二只也对，抽每一只用掉的随机数、次序就都没有变
+BUTTERFLIES = {
+    0: ("red", "spotted", "black", "large", "bottom", "swallowtail", 6.3981465),
+    1: ("orange", "spotted", "black", "small", "center", "pointed", 19.6621556),
+    2: ("pink", "striped", "gray", "medium", "center", "swallowtail", -18.7259356),
+    3: ("pink", "striped", "white", "small", "right", "pointed", -1.2569221),
+    4: ("white", "eyespot", "gray", "medium", "right", "pointed", 18.1140724),
+}
+
 
 def test_same_seed_same_pixels():
     first = render_butterfly(Butterfly(), 64, seed=5)
@@ -39,6 +49,24 @@ def test_drawing_is_pinned():
     for (row, column), expected in {(0, 0): (215, 191, 142), (10, 8): (214, 28, 21), (16, 16): (26, 18, 15)}.items():
         assert np.abs(image[row, column].astype(int) - expected).max() <= 1
     assert image.mean() == pytest.approx(150.84, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", BUTTERFLIES)
+def test_random_butterflies_are_pinned(seed):
+    """颜色与花纹、背景、大小、位置、翅形、角度，依次抽取：次序一变，同一个种子就是另一批训练图。"""
+    *expected, rotation = BUTTERFLIES[seed]
+    *attributes, turned = astuple(random_butterflies(2, seed=seed)[1])
+    assert attributes == expected and turned == pytest.approx(rotation, abs=1e-6)
+
+
+def test_fixed_attributes_do_not_shift_the_others():
+    """固定几样属性时，其余各样仍是原来抽到的；留作检验的组合另抽。"""
+    fixed = astuple(random_butterflies(1, seed=5, size="large", position="center")[0])
+    assert fixed[:6] == ("purple", "striped", "grass green", "large", "center", "pointed")
+    assert astuple(random_butterflies(1, seed=5)[0])[3:5] == ("small", "center")
+    held_out = astuple(random_butterflies(1, seed=5, held_out=True)[0])
+    assert held_out[:6] == ("blue", "spotted", "grass green", "small", "center", "pointed")
+    assert fixed[6] == held_out[6] == pytest.approx(-12.8519172, abs=1e-6)
 
 
 @pytest.mark.parametrize("image_size", [16, 32, 64, 100])

@@ -61,7 +61,8 @@ def test_killed_ten_times_ends_the_same(tmp_path):
         return process.exitcode
 
     def assert_the_same():
-        assert json.loads((killed / "losses.json").read_text(encoding="utf-8")) == json.loads((undisturbed / "losses.json").read_text(encoding="utf-8"))
+        losses = [json.loads((folder / "losses.json").read_text(encoding="utf-8")) for folder in (killed, undisturbed)]
+        assert losses[0] == losses[1]
         ours, theirs = load_file(killed / "model.safetensors"), load_file(undisturbed / "model.safetensors")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 

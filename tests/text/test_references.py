@@ -10,7 +10,8 @@ from pybtex.richtext import Text
 from support.paths import ROOT
 
 ENTRIES = parse_file(ROOT / "references.bib", bib_format="bibtex").entries
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "chapters").glob("*.md")]
+# 还没有列入目录的章放在 drafts/，它们的文献也先留着
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "chapters").glob("*.md"), *(ROOT / "drafts").glob("*.md")]
 CITED = {
     key.strip()
     for page in PAGES
