@@ -78,7 +78,7 @@ def test_digit_classifier_is_the_measured_one():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mnist-basic-unet", "mnist-unet2d"])
 def test_clean_image_model_is_the_measured_one(name):
-    """测试损失与记录相差不到 5%（2,000 张图、另一个种子；抽样误差约 1.5%）。"""
+    """测试损失与记录相差不到一成：2,000 张图、另一个种子，换种子的起伏约 3%。"""
     if name == "mnist-basic-unet":
         predict = load_weights(BasicUNet(), resolve(name))
     else:
@@ -89,11 +89,11 @@ def test_clean_image_model_is_the_measured_one(name):
 
     generator = torch.Generator().manual_seed(SEED)
     errors = []
-    for batch in mnist_tensors(train=False)[0][:2000].split(250):
+    for batch in mnist_tensors(train=False)[0][::5].split(250):
         noisy = corrupt(batch, torch.rand(len(batch), generator=generator), generator)
         errors.append(F.mse_loss(predict(noisy), batch))
     loss = torch.stack(errors).mean().item()
-    assert loss == pytest.approx(evaluation(name)["test_loss"], rel=0.05)
+    assert loss == pytest.approx(evaluation(name)["test_loss"], rel=0.10)
 
 
 def test_mnist_ddpm_is_the_measured_one(monkeypatch):

@@ -135,7 +135,7 @@ def main():
 
     model = FamilyJudge()
     history = fit(
-        model, (torch.cat(parts), torch.cat(labels)), batch_loss, n_epochs=6, batch_size=128, lr=2e-3, lr_decay=True,
+        model, (torch.cat(parts), torch.cat(labels)), batch_loss, n_epochs=6, batch_size=125, lr=2e-3, lr_decay=True,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:
