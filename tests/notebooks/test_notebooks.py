@@ -165,9 +165,11 @@ def run_in_empty_folder(tmp_path: Path, monkeypatch, cells: list, remote: str) -
 
 
 def all_imports(source: Path) -> str:
-    """一章各格里的全部 import 语句，函数里的也算。"""
+    """一章各格里的全部 import 语句，函数里的也算；recipes/ 里的脚本不算，章里导入它们之前先改了路径。"""
+    own = {path.stem for path in (ROOT / "recipes").glob("*.py")}
     trees = [ast.parse(code) for code in execution.chapter_code(source)]
     found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found = [node for node in found if not {alias.name for alias in node.names} & own]
     return "\n".join(dict.fromkeys(map(ast.unparse, found)))
 
 
