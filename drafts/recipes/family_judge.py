@@ -36,11 +36,11 @@ from book_utils.worlds import fish as fish_world
 
 NAME = "family-judge"
 PURPOSE = "家族裁判：蝴蝶、鱼，或都不是；是鱼的还认颜色、花纹、背景与朝向（第 5.5.1 节）"
-DATA = "蝴蝶世界与鱼的世界 32×32：各 4,000 张，一半是大的、在中央的，一半换了背景；别的形状 2,000 张"
+DATA = "蝴蝶世界与鱼的世界 32×32：各 12,000 张，一半是大的、在中央的，一半换了背景；别的形状 4,000 张"
 
 SIZE = 32
-N_IMAGES = 2_000            # 每个家族，随意的与大的各这么多
-N_SHAPES = 2_000
+N_IMAGES = 6_000            # 每个家族，随意的与大的各这么多
+N_SHAPES = 4_000
 OTHER = FamilyJudge.FAMILIES.index("other")
 LARGE = {"size": "large", "position": "center"}
 
@@ -135,7 +135,7 @@ def main():
 
     model = FamilyJudge()
     history = fit(
-        model, (torch.cat(parts), torch.cat(labels)), batch_loss, n_epochs=6, batch_size=125, lr=2e-3, lr_decay=True,
+        model, (torch.cat(parts), torch.cat(labels)), batch_loss, n_epochs=8, batch_size=125, lr=2e-3, lr_decay=True,
         device=options.device, checkpoint=options.checkpoint, max_steps=options.max_steps,
     )
     if options.max_steps is None:

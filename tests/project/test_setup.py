@@ -191,7 +191,7 @@ def test_the_promised_python_can_install_every_pin():
     too_new = {}
     for name in pins(ROOT / "constraints.txt") | pins(ROOT / "requirements.txt"):
         try:
-            wanted = metadata(name)["Requires-Python"]
+            wanted = metadata(name).get("Requires-Python")
         except PackageNotFoundError:            # 别的系统才有的包
             continue
         if wanted and promised not in SpecifierSet(wanted):
