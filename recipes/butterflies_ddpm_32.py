@@ -10,7 +10,7 @@ x0 = (x_t − √(1−ᾱ)·eps) / √ᾱ 要除以不到 0.06 的数，噪声�
 import torch
 from common import parser, save_model
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from measuring import DEVICE, SEED, draw, judge_butterflies, samplers
+from measuring import DEVICE, SEED, draw, judge_butterflies, nearest, samplers
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -120,9 +120,6 @@ def measure(name: str = NAME, n_samples: int = 500, n_steps: int = 100) -> dict:
     training = training_images()
     training = torch.cat([training, training.flip(-1)]).flatten(1) / 255
 
-    def nearest(batch):
-        return torch.cat([torch.cdist(p, training).min(dim=1).values for p in batch.flatten(1).split(50)]).median().item()
-
     # 步数少时三种方法各能认出多少（第 5.4 节）；都是每步一次网络调用
     unet, few_steps, n_few = pipeline.unet.eval(), {}, 300
     choices = samplers(pipeline.scheduler.config)
@@ -141,8 +138,8 @@ def measure(name: str = NAME, n_samples: int = 500, n_steps: int = 100) -> dict:
         "recognized": is_butterfly.float().mean().item(),
         "n_attributes": n_samples,      # 下面各种张数数自多少张样图
         **count_attributes(kept),
-        "nearest_training_image": nearest(images),
-        "nearest_training_image_of_new_renders": nearest(real),
+        "nearest_training_image": nearest(images, training),
+        "nearest_training_image_of_new_renders": nearest(real, training),
         "n_few": n_few,
         "few_steps": few_steps,
     }

@@ -32,8 +32,6 @@ from tqdm import tqdm
 FOLDER = Path("_build/executed")
 CELL_SECONDS = 600
 OFFLINE = ROOT / "tools" / "offline"
-
-
 SAMPLE_SECONDS = 0.1        # 每隔这么久看一次内核占多少内存
 
 
@@ -43,6 +41,13 @@ class BookError(Exception):
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """先写临时文件再改名：中途断了，也不会留下半个文件。"""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def workers() -> int:
@@ -70,10 +75,7 @@ def current_result(source: Path, root: Path = ROOT) -> NotebookNode | None:
 def kernel_environment() -> dict[str, str]:
     """执行各章的环境变量：断网，没有进度条，滑块只留 HTML 一面，一章一个线程。"""
     path = os.pathsep.join(filter(None, [str(OFFLINE), str(ROOT), os.environ.get("PYTHONPATH")]))
-    threads = str(max(1, len(os.sched_getaffinity(0)) // workers()))
-    return os.environ | {
-        "PYTHONPATH": path, "TQDM_DISABLE": "1", "BOOK_SLIDERS": "static", "OMP_NUM_THREADS": threads,
-    }
+    return os.environ | {"PYTHONPATH": path, "TQDM_DISABLE": "1", "BOOK_SLIDERS": "static", "OMP_NUM_THREADS": "1"}
 
 
 def private_mib(process: psutil.Process) -> float:
@@ -145,9 +147,7 @@ def execute(source: Path, root: Path = ROOT, position: int = 0) -> NotebookNode:
 
     path = executed_path(source, root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
+    write_whole(path, nbformat.writes(notebook))
     return notebook
 
 
@@ -158,16 +158,15 @@ def fill_site_cache(source: Path, result: NotebookNode, root: Path = ROOT) -> No
         code_directive="{code-cell}", raw_directive="{raw-cell}",
     )
     cache = get_cache(str(root / "_build/.jupyter_cache"))
-    key = result.metadata["execution_key"]
+    data = {"execution_seconds": result.metadata["seconds"], "execution_key": result.metadata["execution_key"]}
     try:
-        if cache.match_cache_notebook(page).data.get("execution_key") == key:
+        if cache.match_cache_notebook(page).data == data:
             return
     except KeyError:
         pass
     cells = code_cells(page)
     for cell, done in zip(cells, result.cells, strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
-    data = {"execution_seconds": result.metadata["seconds"], "execution_key": key}
     cache.cache_notebook_bundle(CacheBundleIn(page, str(source), data=data), check_validity=False, overwrite=True)
     # 源文件没有变而输出变了的页，Sphinx 看不出来：丢掉它上次读的结果
     relative = source.relative_to(root).with_suffix(".doctree")
@@ -177,7 +176,24 @@ def fill_site_cache(source: Path, result: NotebookNode, root: Path = ROOT) -> No
 def code_sources(root: Path = ROOT) -> list[Path]:
     """含有代码格的页，按阅读次序：前言与各章。"""
     pages = [root / "index.md", *sorted((root / "chapters").glob("*.md"))]
-    return [page for page in pages if page.is_file() and "{code-cell}" in page.read_text(encoding="utf-8")]
+    return [
+        page for page in pages
+        if page.is_file() and re.search(r"^[`:]{3,}\{code-cell\}", page.read_text(encoding="utf-8"), re.M)
+    ]
+
+
+def named(sources: list[Path], names: list[str]) -> list[Path]:
+    """sources 里名字在 names 中的；names 为空就是全部。
+
+    异常：
+        BookError: 有的名字不是其中的页。
+    """
+    wanted = {Path(name).stem for name in names}
+    unknown = sorted(wanted - {source.stem for source in sources})
+    if unknown:
+        known = "、".join(source.stem for source in sources) or "无"
+        raise BookError(f"没有这样的章：{'、'.join(unknown)}。含代码的章有：{known}。")
+    return [source for source in sources if not wanted or source.stem in wanted]
 
 
 def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT) -> list[str]:
@@ -186,28 +202,27 @@ def bring_up_to_date(sources: list[Path], force: bool = False, root: Path = ROOT
     异常：
         BookError: 有的页出错；其余的照常做完，错误合在一起说。
     """
-    outdated = [source for source in sources if force or current_result(source, root) is None]
+    results = {source: None if force else current_result(source, root) for source in sources}
+    # 代码最多的先做：最后只剩一章时，另一个核就闲着了
+    outdated = sorted((s for s, result in results.items() if result is None), key=lambda s: -s.stat().st_size)
 
-    def one(job: tuple[int, Path]) -> str | BookError:
+    def one(job: tuple[int, Path]) -> NotebookNode | BookError:
         position, source = job
         try:
-            result = execute(source, root, position)
-            return f"{source.stem}：执行用了 {result.metadata['seconds']:.0f} 秒，内存至多 {result.metadata['peak_mib']} MiB"
+            return execute(source, root, position)
         except BookError as error:
             return error
 
-    # 代码最多的先做：最后只剩一章时，另一个核就闲着了
-    outdated.sort(key=lambda source: -source.stat().st_size)
     with ThreadPoolExecutor(workers()) as pool:
-        results = list(pool.map(one, enumerate(outdated)))
-    for source in sources:                      # 一个进程依次写：缓存是一个 SQLite 文件
-        result = current_result(source, root)
-        if result is not None:
+        results |= zip(outdated, pool.map(one, enumerate(outdated)), strict=True)
+    for source, result in results.items():      # 一个进程依次写：缓存是一个 SQLite 文件
+        if not isinstance(result, BookError):
             fill_site_cache(source, result, root)
-    errors = [str(result) for result in results if isinstance(result, BookError)]
+    errors = [str(result) for result in results.values() if isinstance(result, BookError)]
     if errors:
         raise BookError("\n\n".join(errors))
-    return results
+    done = {source: results[source].metadata for source in outdated}
+    return [f"{s.stem}：执行用了 {d['seconds']:.0f} 秒，内存至多 {d['peak_mib']} MiB" for s, d in done.items()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -215,14 +230,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="章名", help="如 03-from-scratch；不写则是全书")
     parser.add_argument("--force", action="store_true", help="没有过时也重新执行")
     options = parser.parse_args(arguments)
-    sources = code_sources()
-    wanted = [Path(name).stem for name in options.names]
-    unknown = sorted(set(wanted) - {source.stem for source in sources})
-    if unknown:
-        print(f"没有这样的章：{'、'.join(unknown)}。含代码的有：{'、'.join(s.stem for s in sources)}。", file=sys.stderr)
+    try:
+        sources = named(code_sources(), options.names)
+    except BookError as error:
+        print(error, file=sys.stderr)
         return 2
     try:
-        for line in bring_up_to_date([s for s in sources if not wanted or s.stem in wanted], options.force):
+        for line in bring_up_to_date(sources, options.force):
             print(line)
     except BookError as error:
         print(error, file=sys.stderr)

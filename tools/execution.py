@@ -103,9 +103,12 @@ def public_names(root: Path) -> dict[str, Path]:
     }
 
 
-def book_imports(code: str, folder: Path | None, root: Path) -> set[Path]:
-    """一段代码直接用到的 book_utils 模块文件；folder 是它所在的文件夹，相对导入由此算起（章里的代码没有）。"""
-    names, found = public_names(root), set()
+def book_imports(code: str, folder: Path | None, names: dict[str, Path], root: Path) -> set[Path]:
+    """一段代码直接用到的 book_utils 模块文件。
+
+    folder 是它所在的文件夹，相对导入由此算起（章里的代码没有）；names 见 :func:`public_names`。
+    """
+    found: set[Path] = set()
     package = root / "book_utils"
 
     def module_or_name(base: Path, name: str) -> Path:
@@ -136,13 +139,14 @@ def book_imports(code: str, folder: Path | None, root: Path) -> set[Path]:
 
 def used_book_files(codes: list[str], root: Path) -> set[Path]:
     """几段代码用到的 book_utils 文件：模块、它们导入的模块，以及与模块同名的样式与脚本（slider.py 的 slider.js）。"""
-    waiting = set().union(*(book_imports(code, None, root) for code in codes))
+    names = public_names(root)
+    waiting = set().union(*(book_imports(code, None, names, root) for code in codes))
     used: set[Path] = set()
     while waiting:
         path = waiting.pop()
         if path not in used:
             used.add(path)
-            waiting |= book_imports(path.read_text(encoding="utf-8"), path.parent, root)
+            waiting |= book_imports(path.read_text(encoding="utf-8"), path.parent, names, root)
     return {sibling for path in used for sibling in path.parent.glob(f"{path.stem}.*") if sibling.suffix != ".pyi"}
 
 

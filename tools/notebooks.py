@@ -12,7 +12,6 @@ MyST（.md）是源文件，.ipynb 由它生成：给 Colab、Binder 和 GitHub 
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import jupytext
 import nbformat
 import yaml
 from dependencies import DependencyError, chapter_packages
-from executed import BookError, code_cells, current_result, execute
+from executed import BookError, code_cells, code_sources, current_result, execute, named, write_whole
 from execution import execution_key
 from nbformat import NotebookNode
 from numbering import NumberingError, book_numbers
@@ -92,9 +91,8 @@ del prepare_book
 
 
 def chapter_sources(root: Path = ROOT) -> list[Path]:
-    """返回含有代码格的章，按阅读次序。"""
-    sources = sorted((root / "chapters").glob("*.md"))
-    return [path for path in sources if re.search(r"^[`:]{3,}\{code-cell\}", path.read_text(encoding="utf-8"), re.M)]
+    """返回含有代码格的章，按阅读次序；前言也有代码格，却没有配对的笔记本。"""
+    return [source for source in code_sources(root) if source.parent.name == "chapters"]
 
 
 def setup_source(source: Path, root: Path = ROOT) -> str:
@@ -210,9 +208,7 @@ def save(notebook: NotebookNode, path: Path) -> str:
         )
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return "没有变化"
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)
     return f"已写出，{size / 1e3:.0f} KB"
 
 
@@ -292,20 +288,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(chapter_sources())} 个笔记本都与源文件一致。")
         return 0
 
-    sources = chapter_sources()
-    wanted = [Path(name).stem for name in options.names]
-    unknown = sorted(set(wanted) - {source.stem for source in sources})
-    if unknown:
-        print(f"没有这样的章：{'、'.join(unknown)}。含代码的章有：{'、'.join(s.stem for s in sources) or '无'}。", file=sys.stderr)
+    try:
+        sources = named(chapter_sources(), options.names)
+    except BookError as error:
+        print(error, file=sys.stderr)
         return 2
     failed = False
     for source in sources:
-        if not wanted or source.stem in wanted:
-            try:
-                print(write(source, options.force))
-            except BookError as error:
-                print(error, file=sys.stderr)
-                failed = True
+        try:
+            print(write(source, options.force))
+        except BookError as error:
+            print(error, file=sys.stderr)
+            failed = True
     return 1 if failed else 0
 
 

@@ -1,19 +1,14 @@
 """随书的蝴蝶裁判与蝴蝶管线：用别的种子重新量一遍，卡片里的数要站得住。"""
 
-import json
 
 import pytest
 import torch
 from diffusers import DDPMPipeline
-from support.paths import ROOT
+from support.published import evaluation
 
 from book_utils import butterfly_images, butterfly_judge, resolve
 
 SEED = 90_001               # 训练与 recipes/evaluate.py 都没有用过
-
-
-def evaluation(name: str) -> dict:
-    return json.loads((ROOT / "models" / name / "evaluation.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,13 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from evaluate import card_text, embedded_models, recipe_of
 from support.paths import ROOT
+from support.published import allowed, evaluation
 from torch.nn import functional as F
 
 from book_utils import BasicUNet, corrupt, digit_classifier, load_weights, mnist_tensors, resolve
 
 SEED = 90_010               # 训练与 recipes/evaluate.py 都没有用过
 each_model = pytest.mark.parametrize("name", embedded_models())
-
-
-def evaluation(name: str) -> dict:
-    return json.loads((ROOT / "models" / name / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def allowed(published: float, count: int) -> float:
-    """count 次里至少该有多大比例：公布的比例减三倍标准误差，再减一次。"""
-    return published - 3 * (published * (1 - published) / count) ** 0.5 - 1 / count
 
 
 def test_models_are_found():

@@ -14,20 +14,12 @@ from diffusers import StableDiffusionPipeline
 from measuring import NAMES, agreement, write_prompts
 from PIL import Image
 from support.paths import ROOT
+from support.published import allowed, evaluation
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from book_utils import Butterfly, butterfly_images, random_butterflies, resolve
 
 SEED = 90_002               # 训练与 recipes/evaluate.py 都没有用过
-
-
-def evaluation(name: str) -> dict:
-    return json.loads((ROOT / "models" / name / "evaluation.json").read_text("utf-8"))
-
-
-def allowed(published: float, count: int) -> float:
-    """count 次里至少该有多大比例：公布的比例减三倍标准误差，再减一次。"""
-    return published - 3 * (published * (1 - published) / count) ** 0.5 - 1 / count
 
 
 # —— butterfly-clip ——

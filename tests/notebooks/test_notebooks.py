@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import dependencies
+import executed
 import execution
 import nbformat
 import notebooks
@@ -22,7 +23,6 @@ from nbclient.exceptions import CellExecutionError
 from support.bare_environment import used_in_kernel
 from support.paths import ROOT
 
-OFFLINE = ROOT / "tools/offline"
 SOURCES = notebooks.chapter_sources()
 REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
 IGNORED_SHARE = 0.2             # 不比较输出的代码格至多占这么多，否则这一章等于没有测
@@ -84,12 +84,6 @@ def test_cells_do_not_end_with_semicolon(source):
 
 # —— 断网重新执行，与提交的输出对照 ——
 
-def offline_environment(**extra: str) -> dict[str, str]:
-    """断网、没有进度条、滑块只留 HTML 一面的环境变量。"""
-    path = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "TQDM_DISABLE": "1", "BOOK_SLIDERS": "static"} | extra
-
-
 @pytest.mark.parametrize("code", [
     "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)",
     "import socket; socket.getaddrinfo('example.com', 80)",
@@ -98,7 +92,7 @@ def offline_environment(**extra: str) -> dict[str, str]:
     "import asyncio; asyncio.run(asyncio.open_connection('192.0.2.1', 80))",
 ])
 def test_network_is_really_cut_off(code):
-    result = subprocess.run([sys.executable, "-c", code], env=offline_environment(), capture_output=True, encoding="utf-8")
+    result = subprocess.run([sys.executable, "-c", code], env=executed.kernel_environment(), capture_output=True, encoding="utf-8")
     assert result.returncode != 0
     assert "断网" in result.stderr or "Connection refused" in result.stderr, result.stderr
 
@@ -108,7 +102,7 @@ def test_loopback_still_works_offline():
         "import socket; server = socket.create_server(('127.0.0.1', 0));"
         "socket.create_connection(server.getsockname()).close(); print('通')"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=offline_environment(), capture_output=True, encoding="utf-8")
+    result = subprocess.run([sys.executable, "-c", code], env=executed.kernel_environment(), capture_output=True, encoding="utf-8")
     assert result.stdout == "通\n", result.stderr
 
 
