@@ -76,8 +76,8 @@ serve: book ## 在本机打开网站：http://127.0.0.1:8000（换端口：make 
 	@echo "在浏览器里打开 http://127.0.0.1:$(PORT) ，按 Ctrl+C 结束。"
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-space: $(READY) ## 在本机运行 2.1 节的演示程序：http://127.0.0.1:7860
-	@PYTHONPATH=.venv/space-packages $(PYTHON) spaces/mnist-ddpm/app.py
+space: $(READY) ## 在本机运行 2.1 节的演示程序：http://127.0.0.1:7860（5.7 节的：make space S=butterfly-color）
+	@PYTHONPATH=.venv/space-packages $(PYTHON) spaces/$(or $(S),mnist-ddpm)/app.py
 
 notebooks: $(READY) ## 重新生成并执行与各章配对的 .ipynb（全部强制执行：make notebooks FORCE=1）
 	$(PYTHON) tools/notebooks.py write $(if $(FORCE),--force)

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 import torch
 from common import load_as_float32, parser, save_model
+from loss_guidance import loss_guidance_lines, measure_loss_guidance
 from measuring import DEVICE, SEED, distinct_butterflies, onnx_difference, onnx_line
 from PIL import Image
 from torch import nn
@@ -302,6 +303,7 @@ def measure(name: str = NAME, n_sets: int = 5, set_size: int = 100) -> dict:
         "set_size": set_size,
         "n_sets": n_sets,
         "retrieval": measure_retrieval(model, tokenizer, processor, n_sets, set_size),
+        "guidance": measure_loss_guidance(model, tokenizer),
         "onnx_difference": clip_onnx_differences(model, tokens.input_ids, pixels),
     }
 
@@ -319,6 +321,8 @@ def card_lines(result: dict) -> list[str]:
             f"| {title} | {scores['image_to_text']:.1%} | {scores['text_to_image']:.1%} |"
             for title, scores in ((title, result["retrieval"][key]) for key, title in titles.items())
         ),
+        "",
+        *loss_guidance_lines(result["guidance"]),
         "",
         onnx_line(result),
     ]

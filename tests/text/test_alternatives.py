@@ -53,7 +53,7 @@ def alternatives(path) -> list[str | None]:
 
 def test_the_reader_finds_them():
     assert slider_alternatives('%env A=1\nSlider(f, {"t": [0]}, alt="一只蝴蝶")\nSlider(f, {})') == ["一只蝴蝶", None]
-    assert sum(len(alternatives(path)) for path in CHAPTERS) >= 45
+    assert sum(len(alternatives(path)) for path in CHAPTERS) >= 60
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
