@@ -31,7 +31,7 @@ def parse_color(text: str | None) -> tuple[float, ...]:
     text = (text or "").strip()
     if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         values = [int(text[i : i + 2], 16) for i in (1, 3, 5)]
-    elif match := re.fullmatch(r"rgba?\(([\d.]+),\s*([\d.]+),\s*([\d.]+)(?:,\s*[\d.]+)?\)", text):
+    elif match := re.fullmatch(r"rgba?\((\d+(?:\.\d+)?),\s*(\d+(?:\.\d+)?),\s*(\d+(?:\.\d+)?)(?:,\s*[\d.]+)?\)", text):
         values = [float(value) for value in match.groups()]
     else:
         raise gr.Error(f"颜色应写成 #RRGGBB，例如 #19e680，收到的是“{text}”。")
@@ -54,9 +54,10 @@ def draw(color: str, scale: float, seed: float) -> Image.Image:
     seed = int(check("种子", seed, 0, 9999))
     generator = torch.Generator().manual_seed(seed)
     butterflies = guided(target, guidance_scale=scale, batch_size=4, num_inference_steps=15, generator=generator).images
-    sheet = Image.new("RGB", (2 * 32, 2 * 32))
+    size = butterflies[0].width
+    sheet = Image.new("RGB", (2 * size, 2 * size))
     for i, butterfly in enumerate(butterflies):
-        sheet.paste(butterfly, (i % 2 * 32, i // 2 * 32))
+        sheet.paste(butterfly, (i % 2 * size, i // 2 * size))
     return sheet.resize((2 * 192, 2 * 192), Image.Resampling.NEAREST)
 
 

@@ -11,7 +11,9 @@ class ColorGuidedPipeline(DiffusionPipeline):
 
     def __init__(self, unet, scheduler):
         super().__init__()
-        scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+        # 预测噪声的网络，在最大的时间步上由噪声算不出原图，就从靠里的时间步走起
+        spacing = "trailing" if scheduler.config.prediction_type == "v_prediction" else "leading"
+        scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     def __call__(self, color, guidance_scale=40.0, batch_size=1, num_inference_steps=20, generator=None):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import butterfly_clip
 import evaluate
+import loss_guidance
 import measuring
 import mini_stable_diffusion
 import numpy as np
@@ -410,6 +411,9 @@ def test_evaluation_of_small_models(small, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "butterfly_judge", lambda: ButterflyJudge().eval())
     monkeypatch.setattr(measuring, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(mini_stable_diffusion, "N_STEPS", 1)
+    monkeypatch.setattr(loss_guidance, "N_STEPS", 1)
+    monkeypatch.setattr(loss_guidance, "N_IMAGES", 16)
+    monkeypatch.setattr(loss_guidance, "DEVICE", torch.device("cpu"))
     for name, folder in names.items():
         shutil.copytree(folder, tmp_path / name)
         options = {"n_sets": 1, "set_size": 8} if name == "butterfly-clip" else {"n_prompts": 12}

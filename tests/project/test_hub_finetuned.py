@@ -15,7 +15,8 @@ REPO = f"{USER}/my-fish"
 # 章里前面已有的名字
 BEFORE = """
 import os
-folder, result = pipeline_folder, {"n_samples": 300, "shares": {"fish": 0.95}}
+result = {"n_samples": 300, "shares": {"fish": 0.95}}
+embedded = os.environ.get("BOOK_MODE") != "hub"
 """
 
 
@@ -32,14 +33,21 @@ def test_pushes_the_pipeline_with_its_card(place, hub):  # noqa: F811
     repo = hub.repos[REPO]
     assert sorted(repo.files) == sorted(FILES)
     metadata, text = card_of(repo)
-    assert metadata["base_model"] == "你的用户名/butterflies-ddpm-32" and metadata["library_name"] == "diffusers"
-    assert "鱼的世界 32×32，200 张" in text and "95.0%" in text and f'from_pretrained("{REPO}")' in text
+    assert metadata["base_model"] == "johnowhitaker/ddpm-butterflies-32px" and metadata["library_name"] == "diffusers"
+    # 上传的是读者刚微调的：卡上不能写随书模型的数，也不能替别人的图写许可
+    assert metadata["license"] == "unknown" and "没有量过" in text and "95.0%" not in text
+    assert "huggan/wikiart" in text and f'from_pretrained("{REPO}")' in text
 
 
 def test_uploads_nothing_unless_asked(place, hub):  # noqa: F811
     done = run(place, BEFORE + CELL, hub.url, WRITE_TOKEN)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "没有上传" in done.stdout and "base_model" in done.stdout and REPO not in hub.repos
+
+
+def test_a_full_name_is_refused(place, hub):  # noqa: F811
+    done = run(place, BEFORE + CELL, hub.url, WRITE_TOKEN, BOOK_MODE="hub", BOOK_UPLOAD=REPO)
+    assert done.returncode != 0 and "只写仓库名" in done.stderr and REPO not in hub.repos
 
 
 def test_a_folder_that_is_not_a_pipeline_is_refused(place, hub):  # noqa: F811
