@@ -53,7 +53,7 @@ def stft(wave: np.ndarray, n_fft: int = N_FFT, hop: int = HOP) -> np.ndarray:
         复数，形状 (…, n_fft // 2 + 1, ⌈n / hop⌉)。
     异常：
         ValueError: 波形是空的或不都是有限的数，或 n_fft、hop 不合。
-    来源：第 8.2.1 节。
+    来源：第 8.1.2 节。
     """
     if n_fft < 2 or n_fft % 2 or not 1 <= hop <= n_fft // 2:
         raise ValueError(f"n_fft 应是正偶数，hop 应在 1 到 n_fft 的一半之间，收到的是 {n_fft} 和 {hop}。")
@@ -76,7 +76,7 @@ def istft(spectrum: np.ndarray, n_samples: int, hop: int = HOP) -> np.ndarray:
         hop:       与 stft 的相同。
     返回：
         波形，形状 (…, n_samples)。
-    来源：第 8.2.3 节。
+    来源：第 8.1.4 节。
     """
     n_fft, n_frames = 2 * (spectrum.shape[-2] - 1), spectrum.shape[-1]
     window = _hann(n_fft)
@@ -96,7 +96,7 @@ def istft(spectrum: np.ndarray, n_samples: int, hop: int = HOP) -> np.ndarray:
 def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray | float:
     """赫兹 → 梅尔：m = 2595 log₁₀(1 + f / 700)。
 
-    来源：第 8.2.1 节。
+    来源：第 8.1.3 节。
     """
     return 2595 * np.log10(1 + np.asarray(frequency) / 700)
 
@@ -104,7 +104,7 @@ def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray | float:
 def mel_to_hz(mel: np.ndarray | float) -> np.ndarray | float:
     """梅尔 → 赫兹，:func:`hz_to_mel` 的逆。
 
-    来源：第 8.2.1 节。
+    来源：第 8.1.3 节。
     """
     return 700 * (10 ** (np.asarray(mel) / 2595) - 1)
 
@@ -117,7 +117,7 @@ def mel_filters(n_mels: int = N_MELS, n_fft: int = N_FFT, sample_rate: int = SAM
         形状 (n_mels, n_fft // 2 + 1)，只读；与 ``librosa.filters.mel(…, htk=True, norm=None)`` 相同。
     异常：
         ValueError: 带太多，最窄的三角形里一个频率也没有。
-    来源：第 8.2.1 节。
+    来源：第 8.1.3 节。
     """
     corners = mel_to_hz(np.linspace(0, hz_to_mel(sample_rate / 2), n_mels + 2))
     frequencies = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
@@ -133,7 +133,7 @@ def mel_filters(n_mels: int = N_MELS, n_fft: int = N_FFT, sample_rate: int = SAM
 def mel_picture(wave: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
     """波形 → 梅尔图：各帧的功率归入梅尔带，取分贝，−80 到 0 分贝换成 −1 到 1。
 
-    0 分贝是满幅的正弦（幅度 1，频率正在带的中心）。更响的、更轻的都截断。
+    0 分贝约是一个满幅的正弦（幅度 1）。更响的、更轻的都截断。
 
     参数：
         wave:   波形，形状 (…, n)，采样率 16,000 Hz。
@@ -142,8 +142,10 @@ def mel_picture(wave: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
         float32，形状 (…, n_mels, ⌈n / 256⌉)，取值 −1 到 1。
     异常：
         ValueError: 同 :func:`stft`、:func:`mel_filters`。
-    来源：第 8.2.1 节。
+    来源：第 8.1.3 节。
     """
+    if wave.ndim == 2 and len(wave) > 32:                       # 分批，省内存
+        return np.concatenate([mel_picture(wave[i : i + 32], n_mels) for i in range(0, len(wave), 32)])
     amplitude = np.abs(stft(wave)) / (N_FFT / 4)                # 窗的和是 N_FFT / 2，正弦的能量又分在正负两个频率上
     power = mel_filters(n_mels) @ amplitude**2
     decibels = 10 * np.log10(np.maximum(power, 1e-10))
@@ -231,7 +233,7 @@ def resample(wave: np.ndarray, old_rate: int, new_rate: int) -> np.ndarray:
         形状 (…, round(n · new_rate / old_rate))。
     异常：
         ValueError: 采样率不是正整数，或波形不合。
-    来源：第 8.2.1 节。
+    来源：第 8.1.1 节。
     """
     if old_rate < 1 or new_rate < 1:
         raise ValueError(f"采样率应是正整数，收到的是 {old_rate} 和 {new_rate}。")
@@ -358,7 +360,7 @@ def spectrogram_image(picture: np.ndarray, scale: int = 1) -> Image.Image:
         scale:   整数放大倍数。
     异常：
         ValueError: 形状不合，或有 NaN、无穷。
-    来源：第 8.2.1 节。
+    来源：第 8.1.3 节。
     """
     if picture.ndim != 2 or not np.isfinite(picture).all() or scale < 1:
         raise ValueError(f"picture 应是 (梅尔带, 帧) 的有限的数，scale 应是正整数，收到的是 {picture.shape} 和 {scale}。")
@@ -386,7 +388,7 @@ class Player:
         pictures:    True 时在每段上方画出它的梅尔图（采样率须是 16,000 Hz）；也可以给出 名字 → 梅尔图。
     异常：
         ValueError: sounds 是空的，波形不合，或 pictures 的名字对不上。
-    来源：第 8.2.1 节。
+    来源：第 8.1.1 节。
     """
 
     def __init__(

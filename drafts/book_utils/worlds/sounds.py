@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from ..audio import SAMPLE_RATE, wav_bytes
+from ..audio import SAMPLE_RATE, mel_picture, wav_bytes
 from .common import check_names
 
 if TYPE_CHECKING:
@@ -268,6 +269,31 @@ def sound_waves(
     for index, sound in enumerate(sounds):
         waves[index] = render_sound(sound, seed * 10_000_000 + index)
     return waves, sounds
+
+
+def to_bytes(pictures: np.ndarray) -> torch.Tensor:
+    """梅尔图 (N, 64, 帧)，取值 −1 到 1 → uint8，形状 (N, 1, 64, 帧)；一级是 0.31 分贝。
+
+    来源：第 8.2.4 节。
+    """
+    return torch.from_numpy(((pictures + 1) * 127.5).round().clip(0, 255).astype(np.uint8))[:, None]
+
+
+def sound_pictures(
+    n_sounds: int, seed: int = 0, kinds: tuple[str, ...] = BASE_KINDS, **fixed
+) -> tuple[torch.Tensor, list[Sound]]:
+    """一次得到许多段声音的梅尔图，供训练用；波形合成一段丢一段，不占内存。
+
+    返回：
+        pictures: uint8，形状 (n_sounds, 1, 64, 64)，0 到 255 对应 −80 到 0 分贝；
+        sounds:   各段的属性。与同样参数的 :func:`sound_waves` 逐段相同。
+    来源：第 8.2.4 节。
+    """
+    sounds = random_sounds(n_sounds, seed, kinds, **fixed)
+    pictures = np.stack([
+        mel_picture(render_sound(sound, seed * 10_000_000 + index)) for index, sound in enumerate(sounds)
+    ])
+    return to_bytes(pictures), sounds
 
 
 def sound_dataset(
