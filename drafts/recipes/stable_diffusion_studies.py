@@ -4,6 +4,7 @@
 结果在 evaluation.json 的 "studies" 之下。两核的 CPU 上要五六分钟。
 """
 
+import math
 import time
 
 import torch
@@ -58,9 +59,10 @@ TIMESTEPS = (999, 800, 600, 400, 200)
 N_WALKS = 32
 
 
-def start_latents(n_images: int, seed: int) -> torch.Tensor:
-    """起点：标准高斯噪声，形状 (n_images, 4, 16, 16)；第 i 张的种子是 seed + i。"""
-    return torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(n_images)])
+def start_latents(pipeline, n_images: int, seed: int) -> torch.Tensor:
+    """起点：标准高斯噪声，形状 (n_images, 4, 16, 16)；第 i 张的种子是 seed + i，与管线逐张抽取的相同。"""
+    shape = (1, pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(n_images)])
 
 
 def clipped(images: torch.Tensor) -> float:
@@ -71,7 +73,7 @@ def clipped(images: torch.Tensor) -> float:
 def measure_guidance(pipeline) -> dict:
     """引导强度与饱和，以及两种补救；所有设置用同样的提示词和起点。"""
     real, butterflies = butterfly_images(N_GUIDANCE, 64, seed=SEED + 10)
-    prompts, latents = write_prompts(butterflies, SEED + 10), start_latents(N_GUIDANCE, SEED + 10)
+    prompts, latents = write_prompts(butterflies, SEED + 10), start_latents(pipeline, N_GUIDANCE, SEED + 10)
 
     def row(images) -> dict:
         return agreement(images, butterflies) | {
@@ -180,7 +182,7 @@ def words_of(butterfly, language: str) -> dict[str, tuple[str, bool]]:
 def measure_attention(pipeline) -> dict:
     """真图加噪，看每个词的注意力有几成落在真的蝴蝶里，除以蝴蝶占画面的几成；大于 1 就是偏向蝴蝶。
 
-    中文、英文的说明各一半；每个位置与每张图的份量相同，8 × 8 的三层平均。
+    中文、英文的说明各一半；最细的一级（8 × 8）的三层平均，每张图的份量相同。
     """
     tokenizer, unet, vae, scheduler = pipeline.tokenizer, pipeline.unet, pipeline.vae, pipeline.scheduler
     butterflies = random_butterflies(N_ATTENTION, SEED + 14)
@@ -189,12 +191,21 @@ def measure_attention(pipeline) -> dict:
     prompts = [caption(b, language) for b, language in zip(butterflies, languages, strict=True)]
     x0 = torch.stack([torch.from_numpy(render.image) for render in renders]).permute(0, 3, 1, 2).to(DEVICE) / 127.5 - 1
     masks = torch.stack([torch.from_numpy(render.mask) for render in renders]).float()[:, None]
-    masks = F.interpolate(masks, size=(8, 8), mode="area")[:, 0]
-    share = masks.mean(dim=(1, 2))
     latents = vae.encode(x0).latent_dist.mean * vae.config.scaling_factor
-    noise = start_latents(N_ATTENTION, SEED + 14).to(DEVICE)
+    noise = start_latents(pipeline, N_ATTENTION, SEED + 14).to(DEVICE)
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(DEVICE)
     text = pipeline.text_encoder(tokens).last_hidden_state
+
+    def watch(t) -> AttentionMaps:
+        recorder = AttentionMaps(unet)
+        unet(scheduler.add_noise(latents, noise, torch.full((N_ATTENTION,), t, device=DEVICE)), t, text)
+        recorder.remove()
+        return recorder
+
+    # 只看最细的一级，随书模型是 8 × 8；掩膜也缩到那么大，落在格子里几成算几成
+    pixels = max(recorded[0].shape[1] for recorded in watch(0).maps.values())
+    masks = F.interpolate(masks, size=(math.isqrt(pixels),) * 2, mode="area")[:, 0]
+    share = masks.mean(dim=(1, 2))
 
     def ratio(recorder, name, layers=None) -> torch.Tensor:
         """各张图的“落在蝴蝶里的份量 ÷ 蝴蝶占的份量”，形状 (N_ATTENTION,)。"""
@@ -202,24 +213,22 @@ def measure_attention(pipeline) -> dict:
         for i, (b, language) in enumerate(zip(butterflies, languages, strict=True)):
             word, last = words_of(b, language)[name]
             where = word_positions(tokenizer, prompts[i], word, last)
-            heat = attention_map(recorder, where, layers=layers)[i]
+            heat = attention_map(recorder, where, pixels=pixels, layers=layers)[i]
             found.append((heat * masks[i]).sum() / heat.sum() / share[i])
         return torch.stack(found)
 
     by_word, by_timestep, by_layer, padding = {}, {}, {}, []
     for t in tqdm(TIMESTEPS, desc="注意力", unit="步"):
-        recorder = AttentionMaps(unet)
-        unet(scheduler.add_noise(latents, noise, torch.full((N_ATTENTION,), t, device=DEVICE)), t, text)
-        recorder.remove()
+        recorder = watch(t)
         for name in words_of(butterflies[0], "zh"):
             by_word.setdefault(name, []).append(ratio(recorder, name))
         by_timestep[str(t)] = by_word["wing_color"][-1].mean().item()
-        for layer, recorded in recorder.maps.items():
-            if recorded[0].shape[1] == 64:
-                by_layer.setdefault(layer, []).append(ratio(recorder, "wing_color", [layer]).mean().item())
+        finest = {layer: recorded[0] for layer, recorded in recorder.maps.items() if recorded[0].shape[1] == pixels}
+        for layer in finest:
+            by_layer.setdefault(layer, []).append(ratio(recorder, "wing_color", [layer]).mean().item())
         # 句首、句尾与补上的位置一共分到多少
         lengths = [len(tokenizer(prompt).input_ids) - 2 for prompt in prompts]
-        weights = torch.stack([recorded[0] for recorded in recorder.maps.values() if recorded[0].shape[1] == 64]).mean(dim=0)
+        weights = torch.stack(list(finest.values())).mean(dim=0)
         padding.append(sum(1 - weights[i, :, 1 : n + 1].sum(dim=-1).mean().item() for i, n in enumerate(lengths)) / N_ATTENTION)
     color = torch.stack(by_word["wing_color"]).mean(dim=0)
     return {
@@ -302,8 +311,8 @@ def studies_lines(result: dict) -> list[str]:
     """测量结果，写进模型卡。"""
     guidance, schedulers, terminal = result["guidance"], result["schedulers"], result["terminal"]
     attention, vae, negation = result["attention"], result["autoencoder"], result["negation"]
-    names = {"plain": "引导", "rescale": "引导，rescale 0.7", "interval": "引导，只在 t/T 0.2 到 0.8"}
-    rows = {f"{names[key]} {scale}": row for key in names for scale, row in guidance[key].items()}
+    names = {"plain": "照常引导", "rescale": "标准差调回 0.7", "interval": "只在 t/T 为 0.2 到 0.8 时引导"}
+    rows = {f"{names[key]}，w = {scale}": row for key in names for scale, row in guidance[key].items()}
     rows["新画的真图"] = guidance["real"]
     return [
         f"引导与饱和（第 6.3 节），每种设置 {guidance['n_images']} 张、{guidance['n_steps']} 步，同样的提示词与起点：",
