@@ -38,7 +38,11 @@ def _require_wave(wave: np.ndarray, name: str = "wave ") -> None:
 # —— 波形 ↔ 频谱 ——
 
 @cache
-def _hann(n_fft: int) -> np.ndarray:
+def hann(n_fft: int) -> np.ndarray:
+    """汉宁窗：中间是 1，两头是 0，形状 (n_fft,)。
+
+    来源：第 8.1.2 节。
+    """
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
 
 
@@ -57,12 +61,13 @@ def stft(wave: np.ndarray, n_fft: int = N_FFT, hop: int = HOP) -> np.ndarray:
     """
     if n_fft < 2 or n_fft % 2 or not 1 <= hop <= n_fft // 2:
         raise ValueError(f"n_fft 应是正偶数，hop 应在 1 到 n_fft 的一半之间，收到的是 {n_fft} 和 {hop}。")
-    _require_wave(wave)
+    if wave.shape[-1] == 0 or not np.isfinite(wave).all():
+        raise ValueError(f"wave 应是非空的、有限的数，收到的形状是 {wave.shape}，或者里面有 NaN、无穷。")
     n_frames = math.ceil(wave.shape[-1] / hop)
     right = (n_frames - 1) * hop + n_fft // 2 - wave.shape[-1]
     padded = np.pad(wave, [(0, 0)] * (wave.ndim - 1) + [(n_fft // 2, max(right, 0))])
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[..., ::hop, :][..., :n_frames, :]
-    return np.fft.rfft(frames * _hann(n_fft), axis=-1).swapaxes(-1, -2)
+    return np.fft.rfft(frames * hann(n_fft), axis=-1).swapaxes(-1, -2)
 
 
 def istft(spectrum: np.ndarray, n_samples: int, hop: int = HOP) -> np.ndarray:
@@ -79,7 +84,7 @@ def istft(spectrum: np.ndarray, n_samples: int, hop: int = HOP) -> np.ndarray:
     来源：第 8.1.4 节。
     """
     n_fft, n_frames = 2 * (spectrum.shape[-2] - 1), spectrum.shape[-1]
-    window = _hann(n_fft)
+    window = hann(n_fft)
     frames = np.fft.irfft(spectrum.swapaxes(-1, -2), n=n_fft, axis=-1) * window
     length = max((n_frames - 1) * hop + n_fft, n_fft // 2 + n_samples)
     wave, weight = np.zeros((*spectrum.shape[:-2], length)), np.zeros(length)
@@ -237,7 +242,8 @@ def resample(wave: np.ndarray, old_rate: int, new_rate: int) -> np.ndarray:
     """
     if old_rate < 1 or new_rate < 1:
         raise ValueError(f"采样率应是正整数，收到的是 {old_rate} 和 {new_rate}。")
-    _require_wave(wave)
+    if wave.shape[-1] == 0 or not np.isfinite(wave).all():
+        raise ValueError(f"wave 应是非空的、有限的数，收到的形状是 {wave.shape}，或者里面有 NaN、无穷。")
     n_old = wave.shape[-1]
     n_new = max(1, round(n_old * new_rate / old_rate))
     spectrum = np.fft.rfft(wave, axis=-1)[..., : n_new // 2 + 1]

@@ -84,7 +84,8 @@ def inception_score(logits: torch.Tensor) -> float:
     """
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"logits 的形状应是 (N, 类数)，N ≥ 1，收到的是 {tuple(logits.shape)}。")
-    require_finite(logits, "logits ")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits 里应当都是有限的数，收到的含有 NaN 或无穷。")
     log_p = F.log_softmax(logits.double(), dim=1)
     log_mean = log_p.logsumexp(dim=0) - torch.tensor(len(logits), dtype=torch.float64).log()
     return (log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp().item()
