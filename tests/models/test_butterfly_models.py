@@ -48,15 +48,15 @@ def test_published_figures_reach_the_bars():
 
 
 def test_pipeline_draws_as_well_as_the_card_says(judge):
-    """另一个种子的 60 张。认得出的比例与卡片相差不应超过三倍标准误差。"""
+    """另一个种子的 30 张。认得出的比例与卡片相差不应超过三倍标准误差。"""
     pipeline = DDPMPipeline.from_pretrained(resolve("butterflies-ddpm-32"))
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
-        batch_size=60, num_inference_steps=100, generator=torch.Generator().manual_seed(SEED), output_type="np",
+        batch_size=30, num_inference_steps=100, generator=torch.Generator().manual_seed(SEED), output_type="np",
     ).images
     probability, found = judge.describe(torch.from_numpy(images).permute(0, 3, 1, 2))
     recognized = probability > 0.9
     published = evaluation("butterflies-ddpm-32")["recognized"]
     error = (published * (1 - published) / len(images)) ** 0.5
     assert recognized.float().mean() >= published - 3 * error - 1 / len(images)
-    assert len({a["wing_color"] for a, keep in zip(found, recognized.tolist(), strict=True) if keep}) >= 6
+    assert len({a["wing_color"] for a, keep in zip(found, recognized.tolist(), strict=True) if keep}) >= 5

@@ -35,8 +35,10 @@ def draw(unet, digits, scale):
     nothing = torch.full_like(digits, mnist_class_conditional.NO_CLASS)
 
     def predict(x, t, labels):
-        without = unet(x, t, class_labels=nothing).sample
-        return without + scale * (unet(x, t, class_labels=labels).sample - without)
+        # 强度 0 与 1 只用得到一个预测
+        without = unet(x, t, class_labels=nothing).sample if scale != 1 else 0
+        prediction = unet(x, t, class_labels=labels).sample if scale else 0
+        return (1 - scale) * without + scale * prediction
 
     return sample(predict, digits)
 
@@ -53,16 +55,16 @@ def test_published_figures_reach_the_bar():
 
 
 def test_draws_the_digit_asked_for_as_often_as_the_card_says(unet):
-    """另一个种子的 100 张，画对的比例与卡片相差不应超过三倍标准误差。"""
-    digits = torch.arange(10).repeat(10)
+    """另一个种子的 60 张，画对的比例与卡片相差不应超过三倍标准误差。"""
+    digits = torch.arange(10).repeat(6)
     for scale in (1.0, 2.0):
         rate = (draw(unet, digits, scale) == digits).float().mean().item()
         known = evaluation()["class_guidance"][f"{scale:g}"]["as_asked"]
-        assert abs(rate - known) <= 3 * (max(known * (1 - known), 0.01) / 100) ** 0.5, (scale, rate, known)
+        assert abs(rate - known) <= 3 * (max(known * (1 - known), 0.01) / len(digits)) ** 0.5, (scale, rate, known)
 
 
 def test_without_a_class_every_digit_appears(unet):
-    digits = torch.zeros(60, dtype=torch.long)
+    digits = torch.zeros(30, dtype=torch.long)
     drawn = draw(unet, digits, scale=0.0)           # 强度 0：不理会所要的 0
     assert len(set(drawn.tolist()) & set(range(10))) >= 8
 
@@ -111,10 +113,10 @@ def test_class_planes_draw_the_digit_asked_for_as_often_as_the_card_says():
     known = json.loads((ROOT / "models/mnist-class-planes/evaluation.json").read_text("utf-8"))
     known = known["class_guidance"]["1"]["as_asked"]
     assert known >= 0.9
-    digits = torch.arange(10).repeat(20)
+    digits = torch.arange(10).repeat(10)
     unet = load_weights(ClassConditionedUnet(), resolve("mnist-class-planes"))
     rate = (sample(unet, digits) == digits).float().mean().item()
-    assert abs(rate - known) <= 3 * (known * (1 - known) / 200) ** 0.5, (rate, known)
+    assert abs(rate - known) <= 3 * (known * (1 - known) / len(digits)) ** 0.5, (rate, known)
 
 
 def test_class_planes_start_from_the_chapter_architecture():

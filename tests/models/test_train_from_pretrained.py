@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from support.paths import ROOT
+from support.two_processes import train_on_two_processes
 
 from book_utils import open_rgb
 
@@ -102,22 +101,10 @@ def test_first_loss_is_that_of_the_pipeline_own_target(place, tmp_path):
 
 def test_two_processes_train_the_same(place, tmp_path):
     assert run(place, tmp_path / "one", "--steps", 6) == 0
-    quiet = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    command = [sys.executable, SCRIPT, *options_for(place, tmp_path / "two", "--steps", 6)]
-    processes = [
-        subprocess.Popen(
-            [*map(str, command), "--rendezvous", f"file://{tmp_path}/rendezvous"], encoding="utf-8",
-            env=quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                         "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-3000:]
-    assert [r["loss"] for r in log(tmp_path / "two")] == pytest.approx([r["loss"] for r in log(tmp_path / "one")], rel=1e-4)
-    one, two = weights(tmp_path / "one" / "pipeline"), weights(tmp_path / "two" / "pipeline")
+    command = [sys.executable, SCRIPT, *options_for(place, tmp_path / "ignored", "--steps", 6)]
+    two, _ = train_on_two_processes(command, tmp_path)
+    assert [r["loss"] for r in log(two)] == pytest.approx([r["loss"] for r in log(tmp_path / "one")], rel=1e-4)
+    one, two = weights(tmp_path / "one" / "pipeline"), weights(two / "pipeline")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-3)
 

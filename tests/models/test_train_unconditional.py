@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import train_unconditional
@@ -20,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDPMPipeline
 from PIL import Image
 from support.paths import ROOT
+from support.two_processes import environment, train_on_two_processes
 
 from book_utils import butterfly_dataset, export_imagefolder
 from book_utils.training import load_state
@@ -37,12 +36,6 @@ LAUNCH = [
 # 浮点加法的次序不同，结果的末位就不同。实测 40 步之内损失相差 2e-7（相对）、权重相差 3e-5（绝对），
 # 这里各留出几倍的余地，免得换一种 CPU 就不通过
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4
-
-
-def environment(**more) -> dict[str, str]:
-    # 进程之间的连接只走回环网卡；两个核，每个进程一个线程
-    quiet = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return os.environ | quiet | more
 
 
 def start(command, **variables) -> subprocess.Popen:
@@ -107,30 +100,10 @@ def test_one_process_learns_and_writes_everything(one_process):
 
 def test_two_processes_train_the_same_and_listen_on_loopback_only(one_process, tmp_path):
     # --cpu 时 accelerate launch 自己只起一个进程（多的要靠 mpirun），所以各起一个，用环境变量告诉它们次序
-    processes = [
-        start(
-            [*LAUNCH, "--num_processes", 2, SCRIPT, *TINY, "--output", tmp_path / "output",
-             "--rendezvous", f"file://{tmp_path}/rendezvous"],
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        )
-        for rank in range(2)
-    ]
-    listening = set()
-    while any(process.poll() is None for process in processes):
-        for process in processes:
-            try:
-                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                listening |= {
-                    connection.laddr.ip for member in family for connection in member.net_connections("inet")
-                    if connection.status == psutil.CONN_LISTEN
-                }
-            except psutil.Error:            # 恰好刚结束
-                pass
-        time.sleep(0.02)
-    for process in processes:
-        finish(process)
+    command = [*LAUNCH, "--num_processes", 2, SCRIPT, *TINY]
+    output, listening = train_on_two_processes(command, tmp_path)
     assert listening == {"127.0.0.1"}, "应当看到 gloo 在听，而且只在回环地址上"
-    assert_same_training(tmp_path / "output", one_process)
+    assert_same_training(output, one_process)
 
 
 @pytest.mark.parametrize("options", [["--accumulation", 2], ["--accumulation", 8, "--gradient-checkpointing"]])

@@ -122,7 +122,9 @@ def snapshot(tmp_path_factory) -> str:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
-    for command in (["init", "-q", "-b", "main"], ["add", "-A", "-f"], ["commit", "-q", "-m", "快照"]):
+    # 权重压不小：不压缩、不求差，克隆快得多
+    quick = (["config", "core.compression", "0"], ["config", "pack.window", "0"])
+    for command in (["init", "-q", "-b", "main"], *quick, ["add", "-A", "-f"], ["commit", "-q", "-m", "快照"]):
         subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
     return folder.as_uri()
 

@@ -138,8 +138,12 @@ def test_sliders_are_quick(name, site, browser):
             slider.scroll_into_view_if_needed()
             slider.evaluate(WATCH_SLIDER)
             for control in slider.locator("input").all():
-                rounds = [frame_times(page, control) for _ in range(TRIES)]
-                best = [min(frame) for frame in zip(*rounds, strict=True)]
+                rounds = []
+                for _ in range(TRIES):                  # 够快就不再量
+                    rounds.append(frame_times(page, control))
+                    best = [min(frame) for frame in zip(*rounds, strict=True)]
+                    if max(best) <= SLIDER_MS:
+                        break
                 every = sum(rounds, [])
                 label = control.evaluate("input => input.labels[0].firstChild.textContent.trim()")
                 print(f"\n{name}“{label}”：中位数 "
