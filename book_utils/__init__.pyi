@@ -25,15 +25,7 @@ from .metrics import (
     fish_labels,
     frechet_distance,
 )
-from .models import (
-    MODELS_ROOT,
-    add_difference,
-    load_weights,
-    require_hub,
-    resolve,
-    weight_difference,
-    widen_input,
-)
+from .models import MODELS_ROOT, add_difference, load_weights, require_hub, resolve, weight_difference
 from .pictures import grid_image, plot_losses, show_rows, use_book_style
 from .slider import Slider
 from .training import History, epoch_means, fit
