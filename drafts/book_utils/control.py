@@ -10,7 +10,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from .images import open_rgb
-from .metrics import require_finite
 
 
 @torch.no_grad()
@@ -40,7 +39,8 @@ def canny_edges(images: torch.Tensor, low: float = 100, high: float = 200) -> to
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images 的形状应是 (B, 3, H, W)，收到的是 {tuple(images.shape)}。")
-    require_finite(images, "images ")
+    if not bool(images.isfinite().all()):
+        raise ValueError("images 里有 NaN 或无穷，取不了边缘：多半是采样出了错。")
     if not 0 <= low <= high:
         raise ValueError(f"两个阈值应满足 0 ≤ low ≤ high，收到的是 {low} 和 {high}。")
     pixels = (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
@@ -99,9 +99,8 @@ def edge_f1(drawn: torch.Tensor, wanted: torch.Tensor, tolerance: int = 1) -> to
         raise ValueError(f"两组边缘图的形状应是同样的 (B, C, H, W)，收到的是 {tuple(drawn.shape)} 和 {tuple(wanted.shape)}。")
     if tolerance < 0:
         raise ValueError(f"tolerance 应是非负整数，收到的是 {tolerance}。")
-    for edges in (drawn, wanted):
-        if not bool(((edges == 0) | (edges == 1)).all()):
-            raise ValueError("边缘图的取值应是 0 或 1：先用 canny_edges 或 prepare_lines。")
+    if not all(bool(((edges == 0) | (edges == 1)).all()) for edges in (drawn, wanted)):
+        raise ValueError("边缘图的取值应是 0 或 1：先用 canny_edges 或 prepare_lines。")
     if not bool(wanted[:, 0].any(dim=(1, 2)).all()):
         raise ValueError("所要的边缘里有一张是空的，谈不上合不合。")
     drawn, wanted = drawn[:, :1].float(), wanted[:, :1].float()
@@ -135,9 +134,11 @@ def sample_controlled(
         ValueError: 个数不同，或步数、强度、起止不合要求。
     来源：第 9.1 节。
     """
-    counts = [len(prompts), len(latents), *(len(image) for _, image, _ in controls)]
-    if len(set(counts)) > 1:
-        raise ValueError(f"提示词、起点与各组控制图的个数应相同，收到的是 {counts}。")
+    if len({len(prompts), len(latents), *(len(image) for _, image, _ in controls)}) > 1:
+        raise ValueError(
+            "提示词、起点与各组控制图的个数应相同，收到的是 "
+            f"{[len(prompts), len(latents), *(len(image) for _, image, _ in controls)]}。"
+        )
     if n_steps < 1 or not (math.isfinite(guidance_scale) and guidance_scale > 1):
         raise ValueError(f"n_steps 应是正整数，guidance_scale 应大于 1，收到的是 {n_steps} 和 {guidance_scale}。")
     if not 0 <= start < end <= 1:

@@ -24,11 +24,9 @@ class LoRALinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None):
-        super().__init__()
         if not 1 <= rank <= min(base.in_features, base.out_features):
-            raise ValueError(
-                f"rank 应在 1 与 {min(base.in_features, base.out_features)} 之间，收到的是 {rank}。"
-            )
+            raise ValueError(f"rank 应在 1 与 {min(base.in_features, base.out_features)} 之间，收到的是 {rank}。")
+        super().__init__()
         self.base = base.requires_grad_(False)
         self.scaling = (rank if alpha is None else alpha) / rank
         self.A = nn.Parameter(torch.randn(rank, base.in_features) / rank)
@@ -97,11 +95,11 @@ def mix_adapters(pipeline, weights: dict[str, float]) -> None:
         ValueError: 没有装这样的适配器，或强度不在 −3 与 3 之间。
     来源：第 9.2 节。
     """
-    loaded = getattr(pipeline.unet, "peft_config", {})
-    unknown = [name for name in weights if name not in loaded]
-    if unknown or not weights:
-        raise ValueError(f"没有装着名叫 {'、'.join(unknown) or '（空）'} 的适配器；装着的有 {'、'.join(loaded) or '（没有）'}。")
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and abs(weight) <= WEIGHT_LIMIT):
-            raise ValueError(f"适配器的强度应在 −{WEIGHT_LIMIT:g} 与 {WEIGHT_LIMIT:g} 之间，{name} 的是 {weight}。")
+    if not weights or not set(weights) <= set(getattr(pipeline.unet, "peft_config", {})):
+        raise ValueError(
+            f"没有装着名叫 {'、'.join(weights) or '（空）'} 的适配器；"
+            f"装着的有 {'、'.join(getattr(pipeline.unet, 'peft_config', {})) or '（没有）'}。"
+        )
+    if not all(math.isfinite(weight) and abs(weight) <= WEIGHT_LIMIT for weight in weights.values()):
+        raise ValueError(f"适配器的强度应在 −{WEIGHT_LIMIT:g} 与 {WEIGHT_LIMIT:g} 之间，收到的是 {weights}。")
     pipeline.set_adapters(list(weights), adapter_weights=[float(weight) for weight in weights.values()])
