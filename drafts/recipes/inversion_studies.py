@@ -1,7 +1,7 @@
 """测量第 7 章要许多张图才看得准的几件事；由 mini_stable_diffusion.py 的 measure() 调用。
 
 各种反转的还原误差，精确的代价，找回的噪声，编辑，水印。结果在 evaluation.json 的 "inversion" 之下。
-每格用几张图、走几步写在下面的常数里；照一批 50 份潜变量 0.25 秒算，两核的 CPU 上约 17 分钟，一半花在第一项。
+每格用几张图、走几步写在下面的常数里；照一批 50 份潜变量 0.25 秒算，两核的 CPU 上约 17 分钟，将近一半花在第一项。
 """
 
 import io
@@ -23,7 +23,6 @@ from book_utils import (
     decode_latents,
     diffedit_mask,
     direct_offsets,
-    draw_prompts,
     edit_latents,
     encode_images,
     frechet_distance,
@@ -419,7 +418,7 @@ def measure_edits(pipeline) -> dict:
         for start in range(0, N_EDITS, BATCH):
             part = slice(start, start + BATCH)
             parts.append(img2img(
-                new[part], image=sources[part] * 2 - 1, strength=strength, num_inference_steps=EDIT_STEPS,
+                new[part], image=sources[part], strength=strength, num_inference_steps=EDIT_STEPS,
                 guidance_scale=EDIT_GUIDANCE, output_type="pt",
                 generator=[torch.Generator().manual_seed(SEED + start + i) for i in range(len(new[part]))],
             ).images.cpu())
@@ -466,20 +465,18 @@ def measure_watermark(pipeline) -> dict:
     butterflies = random_butterflies(N_MARKED, SEED + 25)
     prompts = write_prompts(butterflies, SEED + 25)
     noise = torch.randn(N_MARKED, 4, 16, 16, generator=torch.Generator().manual_seed(SEED + 25)).to(DEVICE)
-    drawn = {
-        name: torch.cat([
-            decode_latents(pipeline, regenerate(pipeline, z, p, MARK_STEPS, GUIDANCE)[0])
-            for z, p in zip(start.split(BATCH), (prompts[:BATCH], prompts[BATCH:]), strict=True)
-        ])
-        for name, start in {"marked": lay_tree_ring(noise, key), "unmarked": noise}.items()
-    }
+    drawn = {}
+    for name, start in {"marked": lay_tree_ring(noise, key), "unmarked": noise}.items():
+        path = by_batches(lambda z, p: regenerate(pipeline, z, p, MARK_STEPS, GUIDANCE), start, prompts)
+        drawn[name] = torch.cat([decode_latents(pipeline, part) for part in path[0].split(BATCH)])
     img2img = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     img2img.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(SEED + i) for i in range(N_MARKED)]
     regenerated = torch.cat([
         img2img(
-            prompts[start : start + BATCH], image=drawn["marked"][start : start + BATCH] * 2 - 1, strength=0.5,
+            prompts[start : start + BATCH], image=drawn["marked"][start : start + BATCH], strength=0.5,
             num_inference_steps=MARK_STEPS, guidance_scale=GUIDANCE, output_type="pt",
-            generator=[torch.Generator().manual_seed(SEED + start + i) for i in range(BATCH)],
+            generator=generators[start : start + BATCH],
         ).images.cpu()
         for start in range(0, N_MARKED, BATCH)
     ])
@@ -534,8 +531,8 @@ ATTACK_NAMES = {
 
 def edit_row(title: str, row: dict) -> str:
     return (
-        f"| {title} | {row['asked']:.0%} | {row['kept']:.0%} | {row['iou_80']:.0%} | {row['all']:.0%} | {row['psnr']:.1f} "
-        f"| {row['mse'] * 1000:.2f} | {row['ssim']:.3f} | {row['structure']:.4f} | {row['iou']:.2f} "
+        f"| {title} | {row['asked']:.0%} | {row['kept']:.0%} | {row['iou_80']:.0%} | {row['all']:.0%} "
+        f"| {row['psnr']:.1f} | {row['mse'] * 1000:.2f} | {row['ssim']:.3f} | {row['structure']:.4f} | {row['iou']:.2f} "
         f"| {row.get('seconds', 0):.2f} |"
     )
 
@@ -567,8 +564,8 @@ def inversion_lines(result: dict) -> list[str]:
         "| | 张数 | 像素 PSNR（dB） | 潜变量 PSNR（dB） | 每张调用 | 每张秒数 |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {METHOD_NAMES[name]} | {row['n_images']} | {row['pixels']['psnr']:.2f} ± {row['pixels']['psnr_se']:.2f} "
-            f"| {row['latents']['psnr']:.1f} | {row['calls']} | {row['seconds']:.2f} |"
+            f"| {METHOD_NAMES[name]} | {row['n_images']} "
+            f"| {row['pixels']['psnr']:.2f} ± {row['pixels']['psnr_se']:.2f} | {row['latents']['psnr']:.1f} | {row['calls']} | {row['seconds']:.2f} |"
             for name, row in guided["table"].items()
         ),
         "",
