@@ -92,9 +92,19 @@ class DreamBoothLoss(AdapterLoss):
         self.photo_tokens = encode(base.tokenizer, texts).view(len(self.photos), 4, -1).to(device)
         self.with_prior = with_prior
 
+    def photo_loss(self, count, generator):
+        """抽 count 张照片的损失。照片的提示词从不换成空的：否则空提示词也会画成那一只，引导就乱了。"""
+        picks = torch.randint(len(self.photos), (count,), generator=generator).to(self.photos.device)
+        which = torch.randint(self.photo_tokens.shape[1], (count,), generator=generator).to(self.photos.device)
+        captions = self.photo_tokens[picks, which]
+        keep, self.empty = self.empty, captions         # UNetLoss 要把一成“换成空的”，让它换成自己
+        try:
+            return super().__call__(None, self.photos[picks], captions[:, None], generator)
+        finally:
+            self.empty = keep
+
     def __call__(self, trainable, latents, tokens, generator):
-        picks = torch.randint(len(self.photos), (len(latents),), generator=generator).to(latents.device)
-        loss = super().__call__(trainable, self.photos[picks], self.photo_tokens[picks], generator)
+        loss = self.photo_loss(len(latents), generator)
         if self.with_prior:
             loss = loss + PRIOR_WEIGHT * super().__call__(trainable, latents, tokens, generator)
         return loss
