@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .images import open_rgb
 from .training import written_whole
 
-METHODS = ("BDIA", "O-BELM")
+METHODS = ("BDIA", "O-BELM", "O-BELM-sigma")
 LABEL_FIELDS = (
     "Label", "ContentProducer", "ProduceID", "ReservedCode1", "ContentPropagator", "PropagateID", "ReservedCode2",
 )
@@ -221,7 +221,8 @@ def miss_weights(angles: list[float], method: str) -> list[float]:
 
     参数：
         angles: n + 1 个角度，见 :func:`time_grid`。
-        method: "BDIA"（系数恒为 1）或 "O-BELM"（使二阶误差相消）。
+        method: "BDIA"（系数恒为 1）、"O-BELM"（在角度里使二阶误差相消），
+                或 "O-BELM-sigma"（原文的坐标；ᾱ_T = 0 时只能采样，不能反转）。
     异常：
         ValueError: 没有这种方法。
     来源：第 7.2.4 节；Zhang 等（2023），Wang 等（2024）。
@@ -231,7 +232,12 @@ def miss_weights(angles: list[float], method: str) -> list[float]:
     turns = [after - before for before, after in zip(angles, angles[1:], strict=False)]
     if method == "BDIA":
         return [1.0] * (len(turns) - 1)
-    return [(toward / away) ** 2 for toward, away in zip(turns, turns[1:], strict=False)]
+    if method == "O-BELM":
+        return [(toward / away) ** 2 for toward, away in zip(turns, turns[1:], strict=False)]
+    return [                                            # 原文的坐标，换算到角度
+        (math.sin(toward) / math.sin(away)) ** 2 * math.cos(after) / math.cos(before)
+        for toward, away, before, after in zip(turns, turns[1:], angles, angles[2:], strict=False)
+    ]
 
 
 @torch.no_grad()
@@ -247,6 +253,8 @@ def invert_exact(
     """
     if isinstance(prompts, str) or len(prompts) != len(latents):
         raise ValueError(f"有 {len(latents)} 张图，prompts 应是同样多句话的列表，收到的是 {prompts!r}。")
+    if min(miss_weights(time_grid(pipeline.scheduler, n_steps)[1], method), default=1.0) < 1e-6:
+        raise ValueError(f"{method} 在 ᾱ = 0 的噪声计划上有一个系数是 0，不能反转；请改用 O-BELM。")
     timesteps, angles = time_grid(pipeline.scheduler, n_steps)
     weights = miss_weights(angles, method)
     text, empty = encode_prompts(pipeline, prompts), encode_prompts(pipeline, [""] * len(prompts))

@@ -39,7 +39,6 @@ from book_utils import (
 )
 from book_utils.inversion import (
     LABEL_FIELDS,
-    METHODS,
     SharedAttention,
     attention_processor,
     encode_prompts,
@@ -141,7 +140,7 @@ def test_exact_methods_have_the_stated_order():
         back = solution(angles[2]) - rotate(x, v, angles[2] - angles[1])
         return abs((rotate(x, v, angles[0] - angles[1]) + gamma * back - solution(angles[0])).item())
 
-    for method, order in (("DDIM", 2), ("BDIA", 2), ("O-BELM", 3)):
+    for method, order in (("DDIM", 2), ("BDIA", 2), ("O-BELM", 3), ("O-BELM-sigma", 3)):
         assert abs(math.log2(error(method, 0.02) / error(method, 0.01)) - order) < 0.15
 
 
@@ -163,10 +162,10 @@ def test_there_and_back(pipeline, renders, latents):
     assert torch.equal(there[0], latents) and there.shape == (51, *latents.shape)
     values = [psnr(a, b) for a, b in zip(back, images, strict=True)]
     assert np.mean(values) >= 25
-    assert 0.8 < there[-1].std() < 1.2
+    assert 0.5 < there[-1].std() < 1.3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["BDIA", "O-BELM"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_exact_inversion(pipeline, renders, latents, method, guidance_scale):
     prompts, z = renders[1][:4], latents[:4]
@@ -223,6 +222,8 @@ def test_bad_inversions(pipeline, latents):
         regenerate(pipeline, latents, [""], 10)
     with pytest.raises(ValueError, match="method 应是"):
         invert_exact(pipeline, latents[:1], [""], 10, method="EDICT")
+    with pytest.raises(ValueError, match="不能反转；请改用 O-BELM"):
+        invert_exact(pipeline, latents[:1], [""], 10, method="O-BELM-sigma")
     with pytest.raises(ValueError, match="有 1 张图"):
         direct_offsets(pipeline, torch.zeros(11, 1, 4, 16, 16), ["", ""], 2.0)
     with pytest.raises(ValueError, match="有 1 张图"):
