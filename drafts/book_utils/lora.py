@@ -1,6 +1,7 @@
 """LoRA：手写的一层，装入与混合适配器之前的核对（第 9.2 节）。"""
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -83,7 +84,9 @@ def load_adapter(pipeline, folder: str | Path, name: str):
         width, ours = (matrix.shape[1], layer.in_features) if ".lora_A." in key else (matrix.shape[0], layer.out_features)
         if width != ours:
             raise ValueError(f"这个适配器属于另一个模型：{module} 的宽度是 {ours}，适配器的是 {width}。")
-    pipeline.load_lora_weights(str(folder), weight_name=WEIGHT_NAME, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="peft")        # 装第二个时它提醒“已有适配器”，正是要这样
+        pipeline.load_lora_weights(str(folder), weight_name=WEIGHT_NAME, adapter_name=name)
     pipeline.unet.to(pipeline.unet.conv_in.weight.dtype)    # 半精度存盘，换成与 UNet 相同的精度
     return pipeline
 
