@@ -10,7 +10,9 @@ MyST（.md）是源文件，.ipynb 由它生成：给 Colab、Binder 和 GitHub 
 """
 
 import argparse
+import base64
 import hashlib
+import io
 import json
 import re
 import sys
@@ -24,6 +26,7 @@ from executed import BookError, code_cells, code_sources, current_result, execut
 from execution import execution_key
 from nbformat import NotebookNode
 from numbering import NumberingError, book_numbers
+from PIL import Image
 from plain_markdown import MarkdownError, PlainMarkdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,9 +171,21 @@ def keep_outputs(notebook: NotebookNode, old: NotebookNode | None) -> bool:
     return True
 
 
+def smaller_picture(png: str) -> str:
+    """把 base64 的 PNG 换成 256 色的，文件小一半以上，看不出差别；有透明的、反而变大的，原样不动。"""
+    data = base64.b64decode(png)
+    picture = Image.open(io.BytesIO(data))
+    if picture.convert("RGBA").getextrema()[3][0] < 255:
+        return png
+    buffer = io.BytesIO()
+    few_colors = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few_colors.save(buffer, "png", optimize=True)
+    return png if buffer.tell() >= len(data) else base64.b64encode(buffer.getvalue()).decode()
+
+
 def tidy(notebook: NotebookNode, source: Path, root: Path = ROOT) -> None:
     """去掉每次执行、每台机器都会变的东西：标准错误、控件编号、Python 的小版本号；
-    调用栈里的本机路径改成相对路径。"""
+    调用栈里的本机路径改成相对路径。图只留一份，换成 256 色的：笔记本的大小有上限，网站上的仍是原来的。"""
     notebook.metadata.language_info = {"name": "python"}
     for number, cell in enumerate(code_cells(notebook)):
         outputs: list[NotebookNode] = []
@@ -185,6 +200,9 @@ def tidy(notebook: NotebookNode, source: Path, root: Path = ROOT) -> None:
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
                 if not output.data:
                     continue
+                if "image/png" in output.data:
+                    output.data.pop("image/jpeg", None)         # 同一幅图，PIL 两种格式都给
+                    output.data["image/png"] = smaller_picture(output.data["image/png"])
             if output.output_type == "error":
                 output.traceback = [line.replace(f"{root}/", "") for line in output.traceback]
             outputs.append(output)
