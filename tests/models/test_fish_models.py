@@ -29,6 +29,14 @@ def evaluation(name: str) -> dict:
     return json.loads((ROOT / "models" / name / "evaluation.json").read_text("utf-8"))
 
 
+def test_chapter_5_adds_little_to_models():
+    names = (
+        "mnist-class-conditional", "mnist-class-planes", "butterfly-class-conditional",
+        "butterfly-class-conditional-small", "family-judge", "fish-ddpm-32",
+    )
+    assert sum(size_of(name) for name in names) <= 12_000_000
+
+
 def size_of(name: str) -> int:
     return sum(path.stat().st_size for path in (ROOT / "models" / name).rglob("*") if path.is_file())
 

@@ -1,7 +1,9 @@
 """配对的笔记本：与源文件一致、断网可执行、输出不变、在空文件夹里也能运行。"""
 
 import ast
+import base64
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -16,10 +18,12 @@ import executed
 import execution
 import nbformat
 import notebooks
+import numpy as np
 import pytest
 import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 from support.bare_environment import used_in_kernel
 from support.paths import ROOT
 
@@ -306,6 +310,31 @@ def test_oversized_notebook_and_machine_paths_are_refused(sample, tmp_path):
     cell.outputs = [nbformat.v4.new_output("stream", text=f"{tmp_path}/models")]
     with pytest.raises(notebooks.BookError, match="本机路径"):
         notebooks.tidy(notebook, sample, tmp_path)
+
+
+def test_pictures_take_less_room_and_look_the_same(sample, tmp_path):
+    """同一幅图只留 PNG，换成 256 色：小一半以上，平均相差不到 4（满分 255）；透明的图一个字节也不动。"""
+    def encoded(pixels, mode) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels, mode).save(buffer, "png")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    rng = np.random.default_rng(0)
+    smooth = np.kron(rng.integers(60, 200, (8, 8, 3)), np.ones((16, 16, 1))) + rng.normal(0, 3, (128, 128, 3))
+    smooth = np.kron(smooth, np.ones((3, 3, 1))).astype(np.uint8)
+    glass = np.concatenate([smooth, np.full((*smooth.shape[:2], 1), 128, np.uint8)], axis=2)
+    notebook = notebooks.generate(sample, tmp_path)
+    cell = notebooks.code_cells(notebook)[1]
+    before = {"opaque": encoded(smooth, "RGB"), "glass": encoded(glass, "RGBA")}
+    cell.outputs = [
+        nbformat.v4.new_output("display_data", {"image/png": png, "image/jpeg": "aaaa"}) for png in before.values()
+    ]
+    notebooks.tidy(notebook, sample, tmp_path)
+    opaque, kept = (output.data for output in cell.outputs)
+    assert "image/jpeg" not in opaque and kept["image/png"] == before["glass"]
+    assert len(opaque["image/png"]) < 0.5 * len(before["opaque"])
+    after = np.asarray(Image.open(io.BytesIO(base64.b64decode(opaque["image/png"]))).convert("RGB"))
+    assert np.abs(after.astype(int) - smooth).mean() < 4
 
 
 def test_check_reports_orphans_and_unexecuted_cells(sample, tmp_path):
