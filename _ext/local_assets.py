@@ -30,9 +30,13 @@ MATHJAX_CONFIG = {
         "scale": 1.08,
     },
 }
+# AMS 的字形有 41 KB，书里只用到空心字母（`\mathbb`）与空集（`\varnothing`），只留这几个；
+# 公式用到别的，就在这里添上，tests/site/test_site.py 会查
+AMS_FONT = "output/chtml/fonts/woff-v2/MathJax_AMS-Regular.woff"
+AMS_GLYPHS = {ord(" "), *range(ord("A"), ord("Z") + 1), ord("k"), 0x2205}
 THEME_STATIC = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme/static"
 ICON_FONT = THEME_STATIC / "vendor/fontawesome/webfonts/fa-solid-900.ttf"
-# 图标名 → Font Awesome 6 的字符。页面用到别的图标时在这里添上，tests/test_site.py 会查
+# 图标名 → Font Awesome 6 的字符。页面用到别的图标时在这里添上，tests/site/test_site.py 会查
 ICONS = {
     "angle-down": 0xF107, "angle-left": 0xF104, "angle-right": 0xF105, "arrow-up": 0xF062, "bars": 0xF0C9,
     "bell": 0xF0F3, "bug": 0xF188, "check": 0xF00C, "circle-exclamation": 0xF06A, "circle-half-stroke": 0xF042,
@@ -69,22 +73,28 @@ def copy_mathjax(app):
         shutil.copy(source, copied)
 
 
-def write_icon_font(app):
-    """从主题自带的 Font Awesome 里取出用到的图标，存成几 KB 的字体。"""
-    target = Path(app.outdir, "_static/book-icons.woff")
-    font = TTFont(ICON_FONT)
+def write_part_of_font(source: Path, glyphs, target: Path):
+    """从字体 source 里取出 glyphs（字符的编号），存成 target。"""
+    font = TTFont(source)
     subsetter = subset.Subsetter(subset.Options(layout_features=[]))
-    subsetter.populate(unicodes=ICONS.values())
+    subsetter.populate(unicodes=glyphs)
     subsetter.subset(font)
     font.flavor = "woff"            # woff2 还要另装 brotli，字体这么小，不值得
     target.parent.mkdir(parents=True, exist_ok=True)
     font.save(target)
 
 
+def write_fonts(app):
+    """主题的图标字体（Font Awesome）与 MathJax 的 AMS 字形，只留用到的，都只剩几 KB。"""
+    static = Path(app.outdir, "_static")
+    write_part_of_font(ICON_FONT, ICONS.values(), static / "book-icons.woff")
+    write_part_of_font(find_mathjax() / AMS_FONT, AMS_GLYPHS, static / "mathjax" / AMS_FONT)
+
+
 def prepare(app):
     if app.builder.format == "html":
         copy_mathjax(app)
-        write_icon_font(app)
+        write_fonts(app)
 
 
 def drop_thebe_scripts(app, pagename, templatename, context, doctree):
