@@ -18,7 +18,7 @@ SLIDER_KB = 300             # 一个滑块的 HTML，含全部帧
 READABLE_MS = 1500
 SLIDER_MS = 50
 SLOWDOWN = 4                # 模拟慢四倍的 CPU
-TRIES = 3
+TRIES = 5                   # 够快就不再试
 PICTURE = re.compile(r"data:image/[^\"')\s]+")
 
 # 浏览器自己记下的时刻：最大的一块内容画到屏幕上；滑块的一帧解码完、画到屏幕上
