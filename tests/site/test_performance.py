@@ -1,7 +1,7 @@
 """网页的体积与快慢：四分之一速度的 CPU 上，正文 1.5 秒内能读，滑块 50 毫秒内换图。
 
 快慢与机器有关，测试这样避免误报：量的时候让浏览器先于别的进程运行（有权限时），并取几遍里最快的一遍；
-页面真的慢，每一遍都会慢。每项量得的数用 pytest -s 可以看到。
+打开一页之前，先量一段固定的计算，机器这时慢几成，容许的时间就放宽几成。页面真的慢，每一遍都会慢。每项量得的数用 pytest -s 可以看到。
 """
 
 import gzip
@@ -18,7 +18,7 @@ SLIDER_KB = 300             # 一个滑块的 HTML，含全部帧
 READABLE_MS = 1500
 SLIDER_MS = 50
 SLOWDOWN = 4                # 模拟慢四倍的 CPU
-TRIES = 5                   # 够快就不再试
+TRIES = 8                   # 够快就不再试
 PICTURE = re.compile(r"data:image/[^\"')\s]+")
 
 # 浏览器自己记下的时刻：最大的一块内容画到屏幕上；滑块的一帧解码完、画到屏幕上
@@ -52,6 +52,16 @@ def browser():
         schedule([this, *(c for c in this.children(recursive=True) if c not in before)], os.SCHED_RR, 1)
         yield browser
         schedule([this], os.SCHED_OTHER, 0)
+
+
+# 一段固定的计算，四分之一速度时的毫秒数；两核的机器上没有别的负载时量九次，从 99 到 208
+LOOP = """() => {
+    const start = performance.now();
+    let x = 0;
+    for (let i = 0; i < 2e7; i++) x += i % 7;
+    return performance.now() - start + 0 * x;
+}"""
+LOOP_MS = 150
 
 
 def slow_down(page):
@@ -99,22 +109,23 @@ def test_sliders_are_small(name):
 @pytest.mark.parametrize("name", built_pages())
 def test_page_is_readable_soon(name, site, browser):
     """最大的一块内容（通常是开头的一段话）何时画到屏幕上；每次都不用缓存。"""
-    times = []
+    times, allowed = [], []
     for _ in range(TRIES):
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.set_default_timeout(120_000)
         page = context.new_page()
         slow_down(page)
+        allowed.append(READABLE_MS * max(1, page.evaluate(LOOP) / LOOP_MS))
         page.add_init_script(WATCH_PAGE)
         page.goto(site + name, wait_until="load")
         page.evaluate("() => window.MathJax?.startup?.promise")
         page.wait_for_load_state("networkidle")
         times.append(page.evaluate("window.largest"))
         context.close()
-        if times[-1] <= READABLE_MS:
+        if times[-1] <= allowed[-1]:
             break
-    print(f"\n{name}：{'、'.join(f'{t:.0f}' for t in times)} ms")
-    assert min(times) <= READABLE_MS
+    print(f"\n{name}：" + "、".join(f"{t:.0f}（容许 {limit:.0f}）" for t, limit in zip(times, allowed, strict=True)) + " ms")
+    assert any(t <= limit for t, limit in zip(times, allowed, strict=True))
 
 
 def frame_times(page, control) -> list[float]:
