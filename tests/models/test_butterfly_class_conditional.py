@@ -8,16 +8,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from support.paths import ROOT
+from support.published import evaluation
 
 from book_utils import butterfly_judge, fit, resolve, sample_classes
 from book_utils.worlds.butterflies import WING_COLORS
 
 SEED = 90_005               # 训练与 recipes/evaluate.py 都没有用过
 SMALL = f"{recipe.NAME}-small"
-
-
-def evaluation(name: str) -> dict:
-    return json.loads((ROOT / "models" / name / "evaluation.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,16 @@
 """两个以数字为条件的模型：用别的种子重新量一遍；配方丢掉一成标签，能中断、能续。"""
 
-import json
-
 import mnist_class_conditional
 import mnist_class_planes
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from support.paths import ROOT
+from support.published import evaluation
 
 from book_utils import ClassConditionedUnet, digit_classifier, fit, load_weights, mnist_tensors, resolve
 
 NAME = "mnist-class-conditional"
 SEED = 90_003               # 训练与 recipes/evaluate.py 都没有用过
-
-
-def evaluation() -> dict:
-    return json.loads((ROOT / "models" / NAME / "evaluation.json").read_text("utf-8"))
 
 
 @torch.no_grad()
@@ -49,7 +43,7 @@ def unet():
 
 
 def test_published_figures_reach_the_bar():
-    result = evaluation()
+    result = evaluation(NAME)
     assert result["n_samples"] >= 1000 and result["real_as_asked"] >= 0.99
     assert max(row["as_asked"] for row in result["class_guidance"].values()) >= 0.95
 
@@ -59,7 +53,7 @@ def test_draws_the_digit_asked_for_as_often_as_the_card_says(unet):
     digits = torch.arange(10).repeat(6)
     for scale in (1.0, 2.0):
         rate = (draw(unet, digits, scale) == digits).float().mean().item()
-        known = evaluation()["class_guidance"][f"{scale:g}"]["as_asked"]
+        known = evaluation(NAME)["class_guidance"][f"{scale:g}"]["as_asked"]
         assert abs(rate - known) <= 3 * (max(known * (1 - known), 0.01) / len(digits)) ** 0.5, (scale, rate, known)
 
 
@@ -110,8 +104,7 @@ def test_recipe_continues_from_its_checkpoint(tmp_path, recipe, build):
 
 
 def test_class_planes_draw_the_digit_asked_for_as_often_as_the_card_says():
-    known = json.loads((ROOT / "models/mnist-class-planes/evaluation.json").read_text("utf-8"))
-    known = known["class_guidance"]["1"]["as_asked"]
+    known = evaluation("mnist-class-planes")["class_guidance"]["1"]["as_asked"]
     assert known >= 0.9
     digits = torch.arange(10).repeat(10)
     unet = load_weights(ClassConditionedUnet(), resolve("mnist-class-planes"))

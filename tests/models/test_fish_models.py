@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.paths import ROOT
+from support.published import allowed, evaluation
 from torch import nn
 
 from book_utils import (
@@ -25,10 +26,6 @@ from book_utils import (
 SEED = 90_005               # 训练与 recipes/evaluate.py 都没有用过
 
 
-def evaluation(name: str) -> dict:
-    return json.loads((ROOT / "models" / name / "evaluation.json").read_text("utf-8"))
-
-
 def test_chapter_5_adds_little_to_models():
     names = (
         "mnist-class-conditional", "mnist-class-planes", "butterfly-class-conditional",
@@ -39,11 +36,6 @@ def test_chapter_5_adds_little_to_models():
 
 def size_of(name: str) -> int:
     return sum(path.stat().st_size for path in (ROOT / "models" / name).rglob("*") if path.is_file())
-
-
-def allowed(published: float, count: int) -> float:
-    """count 次里至少该有多大比例：公布的比例减三倍标准误差，再减一次。"""
-    return published - 3 * (published * (1 - published) / count) ** 0.5 - 1 / count
 
 
 # —— 家族裁判 ——

@@ -83,10 +83,14 @@ def picture(url: str, *values) -> Image.Image:
     return image
 
 
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """进程与它的子进程。"""
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
 def listening_addresses(process: subprocess.Popen) -> set[tuple[str, int]]:
     """进程与它的子进程在哪些地址与端口上监听。"""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     return {
-        tuple(connection.laddr) for member in family for connection in member.net_connections("inet")
+        tuple(connection.laddr) for member in family(process) for connection in member.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from support.spaces import family, listening_addresses
+
 SECONDS = 150           # 平时十几秒；机器很忙时一分多钟
 ATTEMPTS = 2
 
@@ -22,30 +24,12 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | quiet | more
 
 
-def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """进程与它的子进程；恰好刚结束时是空的。"""
-    try:
-        return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def listening_addresses(process: subprocess.Popen) -> set[str]:
-    """进程（连同它的子进程）此刻在哪些地址上监听；恰好刚结束时是空集。"""
-    try:
-        return {
-            connection.laddr.ip for member in family(process) for connection in member.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    except psutil.Error:
-        return set()
-
-
 def stop(process: subprocess.Popen) -> None:
     """停下进程与它的子进程，让它们写下调用栈。"""
-    for member in reversed(family(process)):
-        with suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGABRT)
+    with suppress(psutil.NoSuchProcess):            # 恰好刚结束
+        for member in reversed(family(process)):
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGABRT)
     process.wait()
 
 
@@ -79,7 +63,8 @@ def train_on_two_processes(command: list, folder: Path) -> tuple[Path, set[str]]
                     stop(process)
                 break
             for process in processes:
-                listening |= listening_addresses(process)
+                with suppress(psutil.Error):        # 恰好刚结束
+                    listening |= {address for address, _ in listening_addresses(process)}
             time.sleep(0.02)
         codes = [process.returncode for process in processes]
         if codes == [0, 0]:
